@@ -1,0 +1,58 @@
+# The front door. The work is in CMakeLists.txt, CMakePresets.json and scripts/.
+PREFIX ?= /usr/local
+DESTDIR ?=
+JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 60
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := build
+.PHONY: help setup tools build demo test test-peers quick check bench fuzz format install clean distclean
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: ## installs the Debian packages a build needs
+	@scripts/setup.sh
+
+tools:
+	@missing=$$(scripts/setup.sh --missing) || \
+	    { echo "rfork: missing: $$missing; run 'make setup'" >&2; exit 1; }
+
+build: tools ## release build: build/rfork, build/librfork.so, build/librfork.a
+	@scripts/build.sh release $(JOBS)
+
+demo: setup build ## the shortest way to see it work
+	@scripts/demo.sh
+
+test: ## everything but the tests against other software; ends with 'N passed, N failed, N skipped'
+	@scripts/setup.sh --test
+	@python3 scripts/run-tests.py --jobs $(JOBS) test
+
+test-peers: ## tests against other software, installed into build/venv-peers; ends like test
+	@scripts/setup.sh --test --peers
+	@python3 scripts/run-tests.py --jobs $(JOBS) peers
+
+quick: ## unit, contract and fuzz replay tests with ASan and UBSan: while writing code
+	@python3 scripts/run-tests.py --jobs $(JOBS) quick
+
+check: ## the static checks alone
+	@python3 scripts/run-tests.py --jobs $(JOBS) check
+
+bench: build ## measures, each figure beside its ceiling (BENCH_ARGS='...')
+	@build/rfork bench $(BENCH_ARGS)
+
+fuzz: ## fuzzes each target for FUZZ_SECONDS (60)
+	@scripts/fuzz.sh $(FUZZ_SECONDS) $(JOBS)
+
+format: ## rewrites all C files with clang-format
+	@python3 scripts/check.py --format
+
+install: build ## installs below PREFIX (/usr/local); DESTDIR is honoured
+	@DESTDIR='$(DESTDIR)' cmake --install build/release --prefix '$(PREFIX)'
+
+clean: ## removes what builds and tests made, but not build/venv-peers
+	@test ! -d build || find build -mindepth 1 -maxdepth 1 ! -name 'venv-peers*' -exec rm -rf {} +
+
+distclean: ## removes build/ altogether
+	@rm -rf build
