@@ -1,0 +1,65 @@
+/* The safetensors file format: 8 bytes little-endian header length, a JSON header, the tensors' bytes.
+ * Source: https://github.com/huggingface/safetensors (README "Format", and safetensors/src/tensor.rs,
+ * whose acceptance we follow; docs/safetensors.md lists where we are stricter). */
+#ifndef FORMAT_SAFETENSORS_H
+#define FORMAT_SAFETENSORS_H
+
+#include "base/arena.h"
+#include "base/buf.h"
+#include "base/error.h"
+
+enum {
+    ST_MAX_HEADER_BYTES = 100 * 1000 * 1000, /* as in the reference implementation */
+    ST_MAX_TENSORS = 4 * 1000 * 1000,
+};
+
+/* One tensor of a file. Strings and shape live in the header's arena; name is NUL-terminated, holds
+ * no NUL inside, and is valid UTF-8 with JSON escapes resolved. */
+struct st_tensor {
+    const char *name;
+    uint32_t name_bytes;
+    enum rf_dtype dtype;
+    uint32_t ndim;          /* 0 ... RF_MAX_DIMS */
+    const uint64_t *shape;  /* [ndim] */
+    uint64_t offset;        /* into the file's data, not into the file */
+    uint64_t bytes;
+};
+
+struct st_metadata {
+    const char *key;
+    const char *value;
+};
+
+struct st_header {
+    uint64_t data_offset; /* of the data in the file: 8 + header length */
+    uint64_t data_bytes;
+    struct st_tensor *tensors; /* by offset, then by name; they cover the data without hole or overlap */
+    uint32_t tensor_count;
+    struct st_metadata *metadata; /* "__metadata__", in the file's order */
+    uint32_t metadata_count;
+    struct arena arena;
+};
+
+/* Parses a header. json is the header's text without the 8 length bytes; file_bytes the size of the
+ * whole file, so that offsets are checked against it. name is used in error lines. In one pass over
+ * the text, linear in its length, without recursion. Errors: RF_E_FORMAT (with the tensor's name and the
+ * numbers), RF_E_NOMEM. Free with st_header_free(). */
+enum rf_code st_header_parse(const char *name, const uint8_t *json, size_t json_bytes,
+                             uint64_t file_bytes, struct st_header *ret_header,
+                             struct rf_error *err);
+
+/* Reads and parses the header of an open file of file_bytes bytes with pread(). */
+enum rf_code st_header_read(const char *name, int fd, uint64_t file_bytes,
+                            struct st_header *ret_header, struct rf_error *err);
+
+void st_header_free(struct st_header *header);
+
+/* Appends the 8 length bytes and the JSON header (padded with blanks to a multiple of 8) of a file that
+ * holds these tensors in this order; their offset members are ignored, data is laid end to end.
+ * Follows the reference writer: metadata first, no blanks. Errors: RF_E_INVAL (a name twice, header too
+ * large), RF_E_NOMEM. */
+enum rf_code st_header_write(const struct st_tensor *tensors, uint32_t count,
+                             const struct st_metadata *metadata, uint32_t metadata_count,
+                             struct buf *out, struct rf_error *err);
+
+#endif

@@ -1,0 +1,143 @@
+/* What a seed says it has: identity, ranks, tensors, files. Immutable once built; any thread may read it.
+ *
+ * A rank's stream is its tensors laid end to end without padding, in the bytewise order of their names. */
+#ifndef MODEL_MANIFEST_H
+#define MODEL_MANIFEST_H
+
+#include "base/arena.h"
+#include "base/buf.h"
+#include "base/error.h"
+#include "base/hash.h"
+
+enum {
+    MANIFEST_MAX_RANKS = 4096,
+    MANIFEST_MAX_TENSORS = 4 * 1000 * 1000, /* of all ranks */
+    MANIFEST_MAX_FILES = 10000,
+    MANIFEST_MAX_BYTES = 1 << 30, /* encoded */
+    MANIFEST_LEAF_BYTES = 64 << 10,
+    MANIFEST_DEFAULT_CHUNK_BYTES = 8 << 20,
+    MANIFEST_MIN_CHUNK_BYTES = MANIFEST_LEAF_BYTES,
+    MANIFEST_MAX_CHUNK_BYTES = 64 << 20, /* one chunk must fit one READ: CHUNK_MAX_READ_BYTES */
+    MANIFEST_NONE = UINT32_MAX,
+};
+
+enum manifest_stage { STAGE_CHECKPOINT = 0, STAGE_FUSED = 1, STAGE_PROCESSED = 2, STAGE_COUNT };
+enum manifest_role { ROLE_TARGET = 0, ROLE_DRAFT = 1, ROLE_COUNT };
+
+/* Coordinates of one shard and the sizes of the axes they lie on; never a bare tp number. */
+struct rank_id {
+    uint32_t tp, tp_size;
+    uint32_t pp, pp_size;
+    uint32_t ep, ep_size;
+    uint32_t dp, dp_size;
+    enum manifest_role role;
+};
+
+struct tensor {
+    const char *name; /* NUL-terminated UTF-8 */
+    uint32_t name_bytes;
+    enum rf_dtype dtype;
+    uint32_t ndim;
+    const uint64_t *shape;        /* [ndim], of this rank's piece */
+    const uint64_t *global_shape; /* [ndim]; the same pointer as shape when not sharded */
+    const uint64_t *slice_start;  /* [ndim] where the piece begins in the global shape; NULL: all zero */
+    uint64_t bytes;
+    uint64_t stream_offset;
+    uint32_t alias_of; /* index in the rank of the tensor whose bytes these are, or MANIFEST_NONE. An alias
+                        * takes no place in the stream: its stream_offset is the other's (plus alias_offset 0) */
+    uint32_t order;    /* place in the engine's or file's own order */
+    uint32_t file;     /* index of the weight file that it came from, or MANIFEST_NONE */
+    uint64_t file_offset; /* of its bytes in that file, header included; 0 without a file */
+};
+
+enum manifest_file_kind { FILE_WEIGHTS = 0, FILE_SIDE = 1 };
+
+struct manifest_file {
+    const char *name; /* folder_name_ok() */
+    enum manifest_file_kind kind;
+    uint64_t bytes;
+    uint64_t header_bytes; /* of FILE_WEIGHTS: 8 + header; its bytes are fetched as a file */
+    uint8_t digest[HASH_MAX_BYTES]; /* of the header (FILE_WEIGHTS) or the whole file (FILE_SIDE) */
+};
+
+struct manifest_rank {
+    struct rank_id id;
+    struct tensor *tensors; /* by name, bytewise; names are unique */
+    uint32_t tensor_count;
+    uint64_t stream_bytes;
+};
+
+struct manifest {
+    const char *model;        /* a name people know it by */
+    const char *architecture; /* "LlamaForCausalLM"; "" if unknown */
+    const char *quantisation; /* "none", "fp8", ... as the config says */
+    const char *layout;       /* "checkpoint"; an engine's name in other layouts */
+    enum manifest_stage stage;
+    uint64_t weight_version;
+    enum hash_algorithm algorithm;
+    uint32_t chunk_bytes;
+    struct manifest_rank *ranks;
+    uint32_t rank_count;
+    struct manifest_file *files; /* weights first */
+    uint32_t file_count;
+    struct arena arena;
+    uint8_t id[HASH_MAX_BYTES]; /* hash over the encoded manifest: which manifest this is */
+};
+
+/* Builds a manifest piece by piece. Strings and arrays are copied. */
+struct manifest_builder;
+
+struct manifest_identity {
+    const char *model;
+    const char *architecture;
+    const char *quantisation;
+    const char *layout;
+    enum manifest_stage stage;
+    uint64_t weight_version;
+    enum hash_algorithm algorithm;
+    uint32_t chunk_bytes; /* 0: MANIFEST_DEFAULT_CHUNK_BYTES */
+};
+
+struct manifest_builder *manifest_builder_create(const struct manifest_identity *identity,
+                                                 struct rf_error *err);
+void manifest_builder_destroy(struct manifest_builder *builder);
+enum rf_code manifest_add_file(struct manifest_builder *builder, const struct manifest_file *file,
+                               struct rf_error *err);
+/* Later tensors belong to this rank. Ranks must differ and agree in their sizes. */
+enum rf_code manifest_add_rank(struct manifest_builder *builder, const struct rank_id *id,
+                               struct rf_error *err);
+/* Of `tensor` are read: name, dtype, ndim, shape, global_shape (NULL = shape), slice_start, file, file_offset,
+ * alias name below. bytes is computed. alias_of_name: NULL, or a tensor of the same rank with the same
+ * bytes (added before or after). Errors: RF_E_INVAL naming the tensor. */
+enum rf_code manifest_add_tensor(struct manifest_builder *builder, const struct tensor *tensor,
+                                 const char *alias_of_name, struct rf_error *err);
+/* Sorts, checks (unique names, aliases resolve and agree in bytes, slices inside, limits), lays out the streams, computes
+ * the id. The builder is spent in both cases. Free with manifest_unref(). */
+enum rf_code manifest_build(struct manifest_builder *builder, struct manifest **ret_manifest,
+                            struct rf_error *err);
+
+struct manifest *manifest_ref(struct manifest *manifest);
+void manifest_unref(struct manifest *manifest);
+
+/* Binary form (docs/wire-protocol.md), the one peers exchange. */
+enum rf_code manifest_encode(const struct manifest *manifest, struct buf *out,
+                             struct rf_error *err);
+/* Decodes and checks everything that manifest_build() checks. RF_E_PROTO, RF_E_NOMEM. */
+enum rf_code manifest_decode(const uint8_t *data, size_t bytes, struct manifest **ret_manifest,
+                             struct rf_error *err);
+/* The same facts as JSON, for people and scripts. rank MANIFEST_NONE: all. */
+void manifest_json(const struct manifest *manifest, uint32_t rank, struct buf *out);
+
+/* Binary search by name; NULL if there is none. */
+const struct tensor *manifest_find(const struct manifest_rank *rank, const char *name);
+/* First tensor (no alias, not empty) that covers the stream offset; index, or MANIFEST_NONE. */
+uint32_t manifest_tensor_at(const struct manifest_rank *rank, uint64_t stream_offset);
+
+uint64_t manifest_total_bytes(const struct manifest *manifest);
+uint64_t manifest_chunk_count(const struct manifest *manifest, uint32_t rank);
+/* Bytes of chunk i: chunk_bytes, fewer for the last one. */
+uint64_t manifest_chunk_size(const struct manifest *manifest, uint32_t rank, uint64_t chunk);
+/* "tp0/1", with the axes whose size is not 1; out of 64 bytes. */
+const char *rank_id_text(const struct rank_id *id, char out[64]);
+
+#endif

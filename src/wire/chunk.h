@@ -1,0 +1,95 @@
+/* Codec of the native data protocol: a reader asks for ranges of a rank's stream, a seed answers with
+ * their bytes. Pure: no I/O. Specified in docs/wire-protocol.md.
+ *
+ * reader -> seed: hello, then READ frames, several of them in flight.
+ * seed -> reader: welcome, then for each READ, in their order, DATA frames whose bytes laid end to end are
+ * the bytes of the ranges; the last has CHUNK_FLAG_LAST. ERROR in place of a DATA frame ends that READ. GOODBYE:
+ * the seed takes no further READ, ends those it has, and closes. */
+#ifndef WIRE_CHUNK_H
+#define WIRE_CHUNK_H
+
+#include "base/buf.h"
+#include "base/error.h"
+
+enum {
+    CHUNK_VERSION = 1, /* the only one so far */
+    CHUNK_TOKEN_BYTES = 32,
+    CHUNK_HELLO_BYTES = 48,   /* "rfork/1\n" u16 version_min u16 version_max u32 flags token[32] */
+    CHUNK_WELCOME_BYTES = 32, /* "rfork/1\n" u16 version u16 status u32 max_in_flight u64 max_read_bytes u64 zero */
+    CHUNK_HDR_BYTES = 16,     /* u8 type u8 flags u16 zero u32 body_bytes u64 request_id */
+    CHUNK_RANGE_BYTES = 32,   /* u64 offset u64 bytes u64 stride u64 count */
+    CHUNK_READ_BYTES = 8,     /* u32 rank u32 range_count, then the ranges */
+    CHUNK_MAX_RANGES = 4096,
+    CHUNK_MAX_DATA_BYTES = 1 << 20, /* body of one DATA frame */
+    CHUNK_MAX_READ_BYTES = 64 << 20, /* what one READ may ask for in all */
+    CHUNK_MAX_IN_FLIGHT = 16,
+    CHUNK_MAX_ERROR_BYTES = 512,
+    CHUNK_MAX_READ_BODY = CHUNK_READ_BYTES + CHUNK_MAX_RANGES * CHUNK_RANGE_BYTES,
+};
+
+enum chunk_type { CHUNK_READ = 1, CHUNK_DATA = 2, CHUNK_ERROR = 3, CHUNK_GOODBYE = 4 };
+
+enum { CHUNK_FLAG_LAST = 1 };
+
+/* A piece of a stream, or `count` equally spaced ones: bytes [offset + i * stride, + bytes) for i < count.
+ * count 1: stride is 0. */
+struct stream_range {
+    uint64_t offset;
+    uint64_t bytes;
+    uint64_t stride;
+    uint64_t count;
+};
+
+struct chunk_hello {
+    uint16_t version_min;
+    uint16_t version_max;
+    uint8_t token[CHUNK_TOKEN_BYTES];
+};
+
+struct chunk_welcome {
+    uint16_t version; /* 0: none of the offered ones */
+    uint16_t status;  /* an rf_code; not RF_OK: the seed closes */
+    uint32_t max_in_flight;
+    uint64_t max_read_bytes;
+};
+
+struct chunk_hdr {
+    enum chunk_type type;
+    uint8_t flags;
+    uint32_t body_bytes;
+    uint64_t request_id;
+};
+
+void chunk_hello_encode(const struct chunk_hello *hello, uint8_t out[CHUNK_HELLO_BYTES]);
+/* RF_E_PROTO: not this protocol (says what came instead), a reserved field set, version_min > max. */
+enum rf_code chunk_hello_decode(const uint8_t *buf, size_t len, struct chunk_hello *ret_hello,
+                                struct rf_error *err);
+void chunk_welcome_encode(const struct chunk_welcome *welcome, uint8_t out[CHUNK_WELCOME_BYTES]);
+enum rf_code chunk_welcome_decode(const uint8_t *buf, size_t len, struct chunk_welcome *ret_welcome,
+                                  struct rf_error *err);
+
+void chunk_hdr_encode(const struct chunk_hdr *hdr, uint8_t out[CHUNK_HDR_BYTES]);
+/* Checks type, flags and the body's size against what that type allows. RF_E_PROTO. */
+enum rf_code chunk_hdr_decode(const uint8_t *buf, size_t len, struct chunk_hdr *ret_hdr,
+                              struct rf_error *err);
+
+/* Appends the body of a READ (not its header). count in 1 ... CHUNK_MAX_RANGES. */
+void chunk_read_encode(uint32_t rank, const struct stream_range *ranges, uint32_t count,
+                       struct buf *out);
+/* Decodes a READ's body into ranges[max]. Only the form is checked here; whether the ranges lie inside the
+ * rank's stream is stream_ranges_check()'s business. RF_E_PROTO. */
+enum rf_code chunk_read_decode(const uint8_t *body, size_t len, uint32_t *ret_rank,
+                               struct stream_range *ranges, uint32_t max, uint32_t *ret_count,
+                               struct rf_error *err);
+
+/* Appends an ERROR body: u32 rf_code, then UTF-8 text. */
+void chunk_error_encode(enum rf_code code, const char *text, struct buf *out);
+/* Fills err from an ERROR body; returns the peer's code (RF_E_PROTO if it is none we know). */
+enum rf_code chunk_error_decode(const uint8_t *body, size_t len, struct rf_error *err);
+
+/* Sum of the ranges' bytes, and whether each lies in [0, stream_bytes): RF_E_INVAL naming the range. Zero bytes,
+ * zero count, a stride smaller than the bytes, and any wrap-around are refused. */
+enum rf_code stream_ranges_check(const struct stream_range *ranges, uint32_t count,
+                                 uint64_t stream_bytes, uint64_t *ret_bytes, struct rf_error *err);
+
+#endif
