@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help setup tools build demo test test-peers quick check bench fuzz format install clean distclean
+.PHONY: help setup setup-test tools build demo test test-peers quick check bench fuzz format install clean distclean
 .NOTPARALLEL:
 
 help: ## this list
@@ -14,6 +14,9 @@ help: ## this list
 
 setup: ## installs the Debian packages a build needs
 	@scripts/setup.sh
+
+setup-test: ## and those the tests and checks need
+	@scripts/setup.sh --test
 
 tools:
 	@missing=$$(scripts/setup.sh --missing) || \
@@ -25,27 +28,26 @@ build: tools ## release build: build/rfork, build/librfork.so, build/librfork.a
 demo: setup build ## the shortest way to see it work
 	@scripts/demo.sh
 
-test: ## everything but the tests against other software; ends with 'N passed, N failed, N skipped'
-	@scripts/setup.sh --test
+test: setup-test ## everything but the tests against other software; ends with 'N passed, N failed, N skipped'
 	@python3 scripts/run-tests.py --jobs $(JOBS) test
 
 test-peers: ## tests against other software, installed into build/venv-peers; ends like test
 	@scripts/setup.sh --test --peers
 	@python3 scripts/run-tests.py --jobs $(JOBS) peers
 
-quick: ## unit, contract and fuzz replay tests with ASan and UBSan: while writing code
+quick: setup-test ## unit, contract and fuzz replay tests with ASan and UBSan: while writing code
 	@python3 scripts/run-tests.py --jobs $(JOBS) quick
 
-check: ## the static checks alone
+check: setup-test ## the static checks alone
 	@python3 scripts/run-tests.py --jobs $(JOBS) check
 
 bench: build ## measures, each figure beside its ceiling (BENCH_ARGS='...')
 	@build/rfork bench $(BENCH_ARGS)
 
-fuzz: ## fuzzes each target for FUZZ_SECONDS (60)
+fuzz: setup-test ## fuzzes each target for FUZZ_SECONDS (60)
 	@scripts/fuzz.sh $(FUZZ_SECONDS) $(JOBS)
 
-format: ## rewrites all C files with clang-format
+format: setup-test ## rewrites all C files with clang-format
 	@python3 scripts/check.py --format
 
 install: build ## installs below PREFIX (/usr/local); DESTDIR is honoured

@@ -1,4 +1,4 @@
-# Tests are found by their place; see docs for what each kind promises.
+# Tests are found by their place; this table is the whole interface.
 #
 #   tests/unit/test_X.c      -> ctest unit.X        cmocka
 #   tests/contract/test_X.c  -> ctest contract.X    cmocka
@@ -11,9 +11,10 @@
 
 enable_testing()
 
-# One test's properties: label, time limit (from the file if it says one), skip code.
+# One test's properties: label, skip code, environment, time limit (from the file if it says one).
 function(rfork_test_properties test source label timeout)
-    set_tests_properties(${test} PROPERTIES LABELS ${label} SKIP_RETURN_CODE 77)
+    set_tests_properties(${test} PROPERTIES
+        LABELS ${label} SKIP_RETURN_CODE 77 ENVIRONMENT "${test_environment}")
     file(STRINGS ${source} hint REGEX "ctest: [a-z]" LIMIT_COUNT 1)
     if(hint MATCHES "timeout=([0-9]+)")
         set(timeout ${CMAKE_MATCH_1})
@@ -24,10 +25,14 @@ function(rfork_test_properties test source label timeout)
     set_tests_properties(${test} PROPERTIES TIMEOUT ${timeout})
 endfunction()
 
-function(rfork_test_environment test)
-    set_tests_properties(${test} PROPERTIES ENVIRONMENT
-        "RFORK=${RFORK_OUTPUT_DIR}/rfork;RFORK_BUILD=${RFORK_OUTPUT_DIR};RFORK_SOURCE=${PROJECT_SOURCE_DIR};RFORK_SANITIZE=${RFORK_SANITIZE}")
-endfunction()
+set(test_environment
+    RFORK=${RFORK_OUTPUT_DIR}/rfork
+    RFORK_BUILD=${RFORK_OUTPUT_DIR}
+    RFORK_SOURCE=${PROJECT_SOURCE_DIR}
+    RFORK_SANITIZE=${RFORK_SANITIZE}
+    ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1:check_initialization_order=1
+    UBSAN_OPTIONS=print_stacktrace=1
+    TSAN_OPTIONS=second_deadlock_stack=1)
 
 # ---- C tests ----
 
@@ -55,7 +60,6 @@ if(RFORK_TESTS)
                 OUTPUT_NAME ${file} RUNTIME_OUTPUT_DIRECTORY ${RFORK_OUTPUT_DIR}/tests/${kind})
             add_test(NAME ${kind}.${name} COMMAND ${kind}_${name})
             rfork_test_properties(${kind}.${name} ${source} ${kind} 120)
-            rfork_test_environment(${kind}.${name})
         endforeach()
     endforeach()
 endif()
@@ -69,19 +73,18 @@ endif()
 foreach(source IN LISTS fuzz_sources)
     get_filename_component(file ${source} NAME_WE)
     string(REGEX REPLACE "^fuzz_" "" name ${file})
+    # libFuzzer declares the entry point, no header of ours does.
+    set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS -Wno-missing-prototypes)
     if(RFORK_FUZZ)
         add_executable(${file} ${source})
         target_link_options(${file} PRIVATE -fsanitize=fuzzer)
         target_link_libraries(${file} PRIVATE rfork_core)
-        # libFuzzer declares the entry point, no header of ours does.
-        target_compile_options(${file} PRIVATE -Wno-missing-prototypes)
         set_target_properties(${file} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${RFORK_OUTPUT_DIR}/fuzz)
         add_dependencies(fuzzers ${file})
     endif()
     if(RFORK_TESTS)
         add_executable(replay_${name} ${source} ${PROJECT_SOURCE_DIR}/tests/fuzz/replay_main.c)
         target_link_libraries(replay_${name} PRIVATE rfork_core)
-        target_compile_options(replay_${name} PRIVATE -Wno-missing-prototypes)
         set_target_properties(replay_${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${RFORK_OUTPUT_DIR}/fuzz)
         add_test(NAME fuzz.${name} COMMAND replay_${name} ${PROJECT_SOURCE_DIR}/tests/fuzz/corpus/${name})
         rfork_test_properties(fuzz.${name} ${source} fuzz 120)
@@ -97,7 +100,6 @@ function(rfork_python_tests kind python timeout)
         string(REGEX REPLACE "^test_" "" name ${file})
         add_test(NAME ${kind}.${name} COMMAND ${python} ${source})
         rfork_test_properties(${kind}.${name} ${source} ${kind} ${timeout})
-        rfork_test_environment(${kind}.${name})
     endforeach()
 endfunction()
 

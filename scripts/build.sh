@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Configures and builds one preset: build.sh PRESET JOBS [TARGET...]. Quiet unless something is to be seen.
+# Configures and builds one preset: build.sh PRESET JOBS [TARGET...]. JOBS 0 configures only. Two at once take turns.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,10 +8,13 @@ jobs=$2
 shift 2
 
 mkdir -p "build/$preset"
+exec 9>"build/$preset/.lock"
+flock 9
+
 log=build/$preset/configure.log
-if ! cmake --preset "$preset" >"$log" 2>&1 </dev/null; then
+if ! cmake --preset "$preset" >"$log" 2>&1 </dev/null 9>&-; then
     cat "$log" >&2
     exit 1
 fi
 sed -n '/Warning/,/^$/p' "$log" >&2
-cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"} </dev/null
+[ "$jobs" = 0 ] || cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"} </dev/null 9>&-
