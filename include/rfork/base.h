@@ -22,21 +22,21 @@ extern "C" {
  * of the program `rfork` (except RF_AGAIN, which never leaves the library). */
 enum rf_code {
     RF_OK = 0,
-    RF_E_FAILED = 1,     /* anything that has no code of its own */
-    RF_E_INVAL = 2,      /* an argument is wrong: the caller must change the call */
-    RF_E_SYS = 3,        /* the operating system refused; rf_error.sys_errno says what */
-    RF_E_FORMAT = 4,     /* a file or folder is not what it should be */
-    RF_E_PROTO = 5,      /* a peer broke the protocol, or speaks an unknown version */
-    RF_E_MISMATCH = 6,   /* the two sides hold different models, tensors or shapes */
-    RF_E_CORRUPT = 7,    /* bytes arrived or were read that do not match their digest */
-    RF_E_UNREACHABLE = 8, /* no seed answers there, or it went away */
-    RF_E_TIMEOUT = 9,    /* a deadline passed */
-    RF_E_DENIED = 10,    /* a token, credential or permission was refused */
-    RF_E_NOMEM = 11,     /* memory, disk space or another quantity would not suffice */
-    RF_E_CANCELLED = 12, /* the caller cancelled it, or a signal did */
+    RF_E_FAILED = 1,       /* anything that has no code of its own */
+    RF_E_INVAL = 2,        /* an argument is wrong: the caller must change the call */
+    RF_E_SYS = 3,          /* the operating system refused; rf_error.sys_errno says what */
+    RF_E_FORMAT = 4,       /* a file or folder is not what it should be */
+    RF_E_PROTO = 5,        /* a peer broke the protocol, or speaks an unknown version */
+    RF_E_MISMATCH = 6,     /* the two sides hold different models, tensors or shapes */
+    RF_E_CORRUPT = 7,      /* bytes arrived or were read that do not match their digest */
+    RF_E_UNREACHABLE = 8,  /* no seed answers there, or it went away */
+    RF_E_TIMEOUT = 9,      /* a deadline passed */
+    RF_E_DENIED = 10,      /* a token, credential or permission was refused */
+    RF_E_NOMEM = 11,       /* memory, disk space or another quantity would not suffice */
+    RF_E_CANCELLED = 12,   /* the caller cancelled it, or a signal did */
     RF_E_UNSUPPORTED = 13, /* not available here: no device, no library, no such transport */
-    RF_E_CHANGED = 14,   /* a file being served is no longer what it was when it was opened */
-    RF_AGAIN = 100,      /* flow control, not an error: the window is full, progress first */
+    RF_E_CHANGED = 14,     /* a file being served is no longer what it was when it was opened */
+    RF_AGAIN = 100,        /* flow control, not an error: the window is full, progress first */
 };
 
 enum { RF_ERROR_TEXT_BYTES = 512 };
@@ -78,8 +78,8 @@ enum rf_dtype {
 };
 
 enum {
-    RF_MAX_DIMS = 32,          /* dimensions of one tensor */
-    RF_MAX_NAME_BYTES = 4096,  /* bytes of one tensor's or file's name, without the final NUL */
+    RF_MAX_DIMS = 32,         /* dimensions of one tensor */
+    RF_MAX_NAME_BYTES = 4096, /* bytes of one tensor's or file's name, without the final NUL */
 };
 
 /* The name of a code ("RF_E_TIMEOUT"), never NULL. Any thread, does not block. */

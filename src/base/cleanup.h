@@ -22,15 +22,15 @@ static inline void cleanup_close(const int *fd)
 }
 
 /* Freed, closed at the end of the scope; errno is kept. An fd of -1 and NULL are left alone. */
-#define rf_autofree __attribute__((cleanup(cleanup_free)))
+#define rf_autofree  __attribute__((cleanup(cleanup_free)))
 #define rf_autoclose __attribute__((cleanup(cleanup_close)))
 
 /* Yields the value and leaves `null` behind: rf_take(p, NULL), rf_take(fd, -1). */
-#define rf_take(var, null)                                                                         \
-    __extension__({                                                                                \
-        __typeof__(var) taken_ = (var);                                                            \
-        (var) = (null);                                                                            \
-        taken_;                                                                                    \
+#define rf_take(var, null)              \
+    __extension__({                     \
+        __typeof__(var) taken_ = (var); \
+        (var) = (null);                 \
+        taken_;                         \
     })
 
 #endif

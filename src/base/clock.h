@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define CLOCK_NS_PER_S UINT64_C(1000000000)
+#define CLOCK_NS_PER_S  UINT64_C(1000000000)
 #define CLOCK_NS_PER_MS UINT64_C(1000000)
 
 /* CLOCK_MONOTONIC in nanoseconds. */

@@ -24,14 +24,14 @@ int log_level_parse(const char *text);
 void log_event(enum log_level level, const char *event, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-#define LOG_AT(level, ...)                                                                         \
-    do {                                                                                           \
-        if (log_enabled(level))                                                                    \
-            log_event(level, __VA_ARGS__);                                                         \
+#define LOG_AT(level, ...)                 \
+    do {                                   \
+        if (log_enabled(level))            \
+            log_event(level, __VA_ARGS__); \
     } while (0)
 #define log_error(...) LOG_AT(LOG_ERROR, __VA_ARGS__)
-#define log_warn(...) LOG_AT(LOG_WARN, __VA_ARGS__)
-#define log_info(...) LOG_AT(LOG_INFO, __VA_ARGS__)
+#define log_warn(...)  LOG_AT(LOG_WARN, __VA_ARGS__)
+#define log_info(...)  LOG_AT(LOG_INFO, __VA_ARGS__)
 #define log_debug(...) LOG_AT(LOG_DEBUG, __VA_ARGS__)
 #define log_trace(...) LOG_AT(LOG_TRACE, __VA_ARGS__)
 

@@ -3,23 +3,26 @@
 #define BASE_THREAD_H
 
 #include "base/error.h"
+
 #include <pthread.h>
 
 #if defined(__clang__)
-#define RF_CAPABILITY(name) __attribute__((capability(name)))
-#define RF_GUARDED_BY(lock) __attribute__((guarded_by(lock)))
-#define RF_REQUIRES(lock) __attribute__((requires_capability(lock)))
-#define RF_ACQUIRE(lock) __attribute__((acquire_capability(lock)))
-#define RF_RELEASE(lock) __attribute__((release_capability(lock)))
+#define RF_CAPABILITY(name)   __attribute__((capability(name)))
+#define RF_REQUIRES(lock)     __attribute__((requires_capability(lock)))
+#define RF_ACQUIRE(lock)      __attribute__((acquire_capability(lock)))
+#define RF_RELEASE(lock)      __attribute__((release_capability(lock)))
 #define RF_NO_THREAD_ANALYSIS __attribute__((no_thread_safety_analysis))
 #else
 #define RF_CAPABILITY(name)
-#define RF_GUARDED_BY(lock)
 #define RF_REQUIRES(lock)
 #define RF_ACQUIRE(lock)
 #define RF_RELEASE(lock)
 #define RF_NO_THREAD_ANALYSIS
 #endif
+
+/* Says to the reader which lock a field is under. In C clang cannot resolve the name of another field
+ * (it can in C++), so nothing checks it but TSan. */
+#define RF_GUARDED_BY(lock)
 
 struct RF_CAPABILITY("mutex") mutex {
     pthread_mutex_t os;
