@@ -3,20 +3,36 @@
 #define WIRE_WIRE_H
 
 #include "base/buf.h"
+
+#include <endian.h>
 #include <string.h>
 
-/* A reader over bytes from outside: a short read clears ok and yields 0. */
+/* A reader over bytes from outside: a short read clears ok and yields 0, and so does every later one. */
 struct wire_in {
     const uint8_t *at;
     const uint8_t *end;
     bool ok;
 };
 
+/* data is borrowed; NULL is fine when bytes is 0. */
+static inline struct wire_in wire_in_over(const void *data, size_t bytes)
+{
+    const uint8_t *at = data != NULL ? data : (const uint8_t *)"";
+
+    return (struct wire_in){.at = at, .end = at + bytes, .ok = true};
+}
+
+static inline uint64_t wire_left(const struct wire_in *in)
+{
+    return (uint64_t)(in->end - in->at);
+}
+
+/* NULL if there are not that many. */
 static inline const uint8_t *wire_get_bytes(struct wire_in *in, uint64_t bytes)
 {
     const uint8_t *at = in->at;
 
-    if (!in->ok || bytes > (uint64_t)(in->end - in->at)) {
+    if (!in->ok || bytes > wire_left(in)) {
         in->ok = false;
         return NULL;
     }
@@ -24,14 +40,15 @@ static inline const uint8_t *wire_get_bytes(struct wire_in *in, uint64_t bytes)
     return at;
 }
 
+/* bytes is at most 8; a constant, so that this becomes one load. */
 static inline uint64_t wire_get_uint(struct wire_in *in, unsigned bytes)
 {
     const uint8_t *at = wire_get_bytes(in, bytes);
     uint64_t value = 0;
 
-    for (unsigned i = 0; at != NULL && i < bytes; i++)
-        value |= (uint64_t)at[i] << (8 * i);
-    return value;
+    if (at != NULL)
+        memcpy(&value, at, bytes);
+    return le64toh(value);
 }
 
 static inline uint8_t wire_get_u8(struct wire_in *in)
@@ -56,8 +73,45 @@ static inline uint64_t wire_get_u64(struct wire_in *in)
 
 static inline void wire_put_uint(uint8_t *at, uint64_t value, unsigned bytes)
 {
-    for (unsigned i = 0; i < bytes; i++)
-        at[i] = (uint8_t)(value >> (8 * i));
+    value = htole64(value);
+    memcpy(at, &value, bytes);
+}
+
+/* A writer over an array that is known to be large enough: `at` moves on. */
+struct wire_out {
+    uint8_t *at;
+};
+
+static inline void wire_set_bytes(struct wire_out *out, const void *data, size_t bytes)
+{
+    memcpy(out->at, data, bytes);
+    out->at += bytes;
+}
+
+static inline void wire_set_uint(struct wire_out *out, uint64_t value, unsigned bytes)
+{
+    wire_put_uint(out->at, value, bytes);
+    out->at += bytes;
+}
+
+static inline void wire_set_u8(struct wire_out *out, uint8_t value)
+{
+    wire_set_uint(out, value, 1);
+}
+
+static inline void wire_set_u16(struct wire_out *out, uint16_t value)
+{
+    wire_set_uint(out, value, 2);
+}
+
+static inline void wire_set_u32(struct wire_out *out, uint32_t value)
+{
+    wire_set_uint(out, value, 4);
+}
+
+static inline void wire_set_u64(struct wire_out *out, uint64_t value)
+{
+    wire_set_uint(out, value, 8);
 }
 
 /* Appending to a buf; a failed allocation shows in buf->failed. */
