@@ -55,6 +55,7 @@ struct transport_seed_options {
     unsigned threads;     /* 0: the transport's choice */
     uint32_t max_connections; /* 0: the transport's choice */
     uint64_t idle_timeout_ms; /* a connection without a request for so long is closed; 0: 60 s */
+    const char *spec;     /* the whole name the transport was asked for by, "fault:7:tcp"; needed by fault alone */
 };
 
 struct transport_seed; /* each transport's own */
@@ -111,6 +112,7 @@ struct transport_mapping {
 struct transport {
     const char *name;
     const char *summary; /* one line for `rfork doctor` */
+    unsigned default_connections; /* sessions, each on a thread of its own, that a reader does best to open; 0: 1 */
 
     /* Whether it can work on this machine at all; the reason either way goes into ret->reason. Never NULL. */
     void (*available)(struct transport_verdict *ret_verdict);
@@ -121,11 +123,13 @@ struct transport {
                                const struct transport_seed_options *options,
                                struct transport_seed **ret_seed, struct endpoint *ret_endpoint,
                                struct rf_error *err);
-    /* No new reads; those in flight may end until the deadline. Returns how many were cut off. */
+    /* No new reads; those in flight may end until the deadline. Returns how many were cut off. Neither this nor seed_stop()
+     * may be called with a lock held that the exporter's functions take. */
     uint32_t (*seed_drain)(struct transport_seed *seed, uint64_t deadline_ns);
     void (*seed_stop)(struct transport_seed *seed);
 
-    /* Judges an endpoint without data moving (may look at the host, not connect). */
+    /* Judges an endpoint without data moving. May look at the host, and at most knock at a socket of this host: that
+     * takes no time and tells containers that share a host but not a network namespace or folder. */
     void (*judge)(const struct endpoint *endpoint, struct transport_verdict *ret_verdict);
 
     enum rf_code (*open)(const struct endpoint *endpoint,
@@ -135,8 +139,8 @@ struct transport {
     enum rf_code (*submit)(struct transport_session *session, struct read *read,
                            struct rf_error *err);
     /* Drives the session until a read is done, and returns it (*ret_done; its code says how it went). RF_E_TIMEOUT when the deadline passes
-     * first: nothing is lost. RF_E_INVAL: none in flight. When the session dies, each read in flight is returned by further calls with its code
-     * set. */
+     * first: nothing is lost. RF_E_INVAL: none in flight. When the session dies, each read in flight is returned, by this and further
+     * calls, with its code set; after the last one the call itself fails with the code that the session died of. */
     enum rf_code (*progress)(struct transport_session *session, uint64_t deadline_ns,
                              struct read **ret_done, struct rf_error *err);
     /* Closes at once; reads in flight are dropped without being returned. NULL is fine. */
@@ -163,6 +167,10 @@ struct transport_choice {
 /* Picks among a seed's endpoints: `wanted` "auto" takes the best usable; a name takes that one or fails with its reason. */
 enum rf_code transport_choose(const char *wanted, const struct endpoint *endpoints, uint32_t count,
                               struct transport_choice *ret_choice, struct rf_error *err);
+
+/* Whether a read keeps the protocol's limits and its bytes are the sum of its ranges: what every submit() checks first.
+ * RF_E_INVAL. */
+enum rf_code transport_read_check(const struct read *read, struct rf_error *err);
 
 /* Boot id of this host, "" if unreadable. Two containers on one host share it. */
 const char *transport_host_id(char out[64]);
