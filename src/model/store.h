@@ -5,6 +5,7 @@
 
 #include "model/digest.h"
 #include "model/layout.h"
+#include <stdatomic.h>
 
 struct store_rank {
     struct layout layout;
@@ -33,7 +34,7 @@ enum rf_code store_add_region(struct store *store, struct region *region, struct
 
 /* Computes all digests that are not known, on `threads` threads, in chunk order; *stop (may be NULL) set by another
  * thread ends it early with RF_E_CANCELLED. Errors also: RF_E_CHANGED, RF_E_SYS from reading a file region. */
-enum rf_code store_digest(struct store *store, unsigned threads, const bool *stop,
+enum rf_code store_digest(struct store *store, unsigned threads, const atomic_bool *stop,
                           struct rf_error *err);
 /* Model root; RF_AGAIN while digests are missing (err is not filled then). */
 enum rf_code store_root(const struct store *store, uint8_t ret_root[HASH_MAX_BYTES],
