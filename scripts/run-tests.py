@@ -131,6 +131,7 @@ def build_preset(build, jobs, totals):
 
 
 def run_ctest(build, labels, arguments, totals):
+    """Returns how many ctest tests there were."""
     headline(f"{', '.join(labels)} in {build}")
     report = ROOT / "build" / build / f"junit-{'-'.join(labels)}.xml"
     report.unlink(missing_ok=True)
@@ -143,13 +144,14 @@ def run_ctest(build, labels, arguments, totals):
         command += ["-R", arguments.only]
     code = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode
     before = len(totals.failures)
-    if report.exists():
-        for case in xml.etree.ElementTree.parse(report).iter("testcase"):
-            count_testcase(case, build, totals)
-    elif code == 0:
-        print("no tests here yet")
+    cases = list(xml.etree.ElementTree.parse(report).iter("testcase")) if report.exists() else []
+    for case in cases:
+        count_testcase(case, build, totals)
+    if not cases:
+        print("no tests here")
     if code != 0 and len(totals.failures) == before:
         totals.fail(f"ctest in {build}: exit code {code}")
+    return len(cases)
 
 
 def run_checks(totals):
@@ -202,8 +204,9 @@ def main():
               if ready and build_preset(build, arguments.jobs, totals)]
     if arguments.suite in WITH_CHECKS:
         run_checks(totals)
-    for build, labels in usable:
-        run_ctest(build, labels, arguments, totals)
+    programs = sum(run_ctest(build, labels, arguments, totals) for build, labels in usable)
+    if usable and programs == 0 and arguments.suite != "peers":
+        totals.fail("no tests were found")
 
     headline(f"{arguments.suite}: {time.monotonic() - begin:.0f} s")
     for name in totals.skips:
