@@ -6,6 +6,7 @@
 #   tests/system/test_X.py   -> ctest system.X      unittest, finds the program in $RFORK
 #   tests/cluster/test_X.py  -> ctest cluster.X     the same, in network namespaces (root)
 #   tests/peers/test_X.py    -> ctest peers.X       the same, in build/venv-peers
+#   tests/tools/X.c          -> $RFORK_BUILD/tests/tools/X, a program that tests call
 #
 # A file may say in a comment of its own `ctest: timeout=600 serial` when the defaults do not fit.
 
@@ -89,6 +90,17 @@ foreach(source IN LISTS fuzz_sources)
         add_test(NAME fuzz.${name} COMMAND replay_${name} ${PROJECT_SOURCE_DIR}/tests/fuzz/corpus/${name})
         rfork_test_properties(fuzz.${name} ${source} fuzz 120)
     endif()
+endforeach()
+
+# ---- programs that Python tests call; in every build, since those tests are ----
+
+file(GLOB tool_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/tools/*.c)
+foreach(source IN LISTS tool_sources)
+    get_filename_component(name ${source} NAME_WE)
+    add_executable(tool_${name} ${source})
+    target_link_libraries(tool_${name} PRIVATE rfork_core)
+    set_target_properties(tool_${name} PROPERTIES
+        OUTPUT_NAME ${name} RUNTIME_OUTPUT_DIRECTORY ${RFORK_OUTPUT_DIR}/tests/tools)
 endforeach()
 
 # ---- Python tests: nothing to build, so every build has them ----

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Configures and builds one preset: build.sh PRESET JOBS [TARGET...]. JOBS 0 configures only. Two at once take turns.
+# What one error does not touch is built all the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,4 +18,4 @@ if ! cmake --preset "$preset" >"$log" 2>&1 </dev/null 9>&-; then
     exit 1
 fi
 sed -n '/Warning/,/^$/p' "$log" >&2
-[ "$jobs" = 0 ] || cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"} </dev/null 9>&-
+[ "$jobs" = 0 ] || cmake --build "build/$preset" -j "$jobs" ${1:+--target "$@"} -- -k 0 </dev/null 9>&-

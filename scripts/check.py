@@ -23,7 +23,7 @@ JOBS = os.cpu_count() or 2
 TIDY_SECONDS = int(os.environ.get("TIDY_SECONDS", "600"))
 MAX_COMPLEXITY = 15
 MAX_LINES = 60
-MAX_COLUMNS = 100 # a line with a string in it may be longer, so that the string can be searched for
+MAX_COLUMNS = 120 # of comments, and of code with a string in it; clang-format keeps the rest within 100
 
 # The layers, left to right. Those in one group may not include each other.
 LAYER_GROUPS = [
@@ -357,7 +357,7 @@ def check_whitespace():
                 found.append(f"{path}:{number}: white space at the end of the line")
             if "\t" in line and path.name not in ("Makefile", "LICENSE"):
                 found.append(f"{path}:{number}: a tab")
-            if path.suffix in (".c", ".h") and len(line) > MAX_COLUMNS and '"' not in line:
+            if path.suffix in (".c", ".h") and len(line) > MAX_COLUMNS:
                 found.append(f"{path}:{number}: {len(line)} columns, more than {MAX_COLUMNS}")
         if text and not text.endswith("\n"):
             found.append(f"{path}: no newline at the end")

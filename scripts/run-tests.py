@@ -123,11 +123,10 @@ def sanitizer_prefix(build):
 def build_preset(build, jobs, totals):
     headline(f"build {build}")
     begin = time.monotonic()
-    if subprocess.run(["scripts/build.sh", build, str(jobs)], cwd=ROOT).returncode != 0:
+    code = subprocess.run(["scripts/build.sh", build, str(jobs)], cwd=ROOT).returncode
+    print(f"{'built' if code == 0 else 'FAILED'} in {time.monotonic() - begin:.0f} s", flush=True)
+    if code != 0:
         totals.fail(f"build {build}")
-        return False
-    print(f"built in {time.monotonic() - begin:.0f} s", flush=True)
-    return True
 
 
 def run_ctest(build, labels, arguments, totals):
@@ -200,12 +199,13 @@ def main():
     os.environ.setdefault("PYTHONDONTWRITEBYTECODE", "1")
 
     ready = arguments.suite != "peers" or prepare_peers(totals)
-    usable = [(build, labels) for build, labels in SUITES[arguments.suite]
-              if ready and build_preset(build, arguments.jobs, totals)]
+    stages = SUITES[arguments.suite] if ready else []
+    for build, _ in stages:
+        build_preset(build, arguments.jobs, totals)
     if arguments.suite in WITH_CHECKS:
         run_checks(totals)
-    programs = sum(run_ctest(build, labels, arguments, totals) for build, labels in usable)
-    if usable and programs == 0 and arguments.suite != "peers":
+    programs = sum(run_ctest(build, labels, arguments, totals) for build, labels in stages)
+    if stages and programs == 0 and arguments.suite != "peers":
         totals.fail("no tests were found")
 
     headline(f"{arguments.suite}: {time.monotonic() - begin:.0f} s")

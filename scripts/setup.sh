@@ -30,16 +30,16 @@ die() {
 
 # Looks for the tools and libraries themselves, however they came to be there.
 print_missing() {
-    local name missing=()
+    local name absent=()
     for name in cc cmake ninja pkg-config objcopy; do
-        command -v "$name" >/dev/null || missing+=("$name")
+        command -v "$name" >/dev/null || absent+=("$name")
     done
     if command -v pkg-config >/dev/null; then
         for name in libmicrohttpd libcurl jansson libxxhash libcrypto; do
-            pkg-config --exists "$name" || missing+=("$name")
+            pkg-config --exists "$name" || absent+=("$name")
         done
     fi
-    [ ${#missing[@]} -eq 0 ] || { echo "${missing[*]}"; return 1; }
+    [ ${#absent[@]} -eq 0 ] || { echo "${absent[*]}"; return 1; }
 }
 
 packages=("${build_packages[@]}")
