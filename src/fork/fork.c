@@ -1,0 +1,222 @@
+/* One rank: workers move chunks, the caller's thread watches digests, progress and cancelling. */
+#include "fork/fork.h"
+
+#include "fork/internal.h"
+#include <inttypes.h>
+#include <string.h>
+
+enum { FORK_DEFAULT_CONNECTIONS = 4 };
+
+static unsigned choose_connections(const struct fork_options *options, uint64_t chunk_count)
+{
+    unsigned wanted = options->connections;
+
+    if (wanted == 0)
+        wanted = thread_cpus() < FORK_DEFAULT_CONNECTIONS ? thread_cpus() : FORK_DEFAULT_CONNECTIONS;
+    if (wanted > FORK_MAX_CONNECTIONS)
+        wanted = FORK_MAX_CONNECTIONS;
+    if (wanted > chunk_count)
+        wanted = chunk_count > 0 ? (unsigned)chunk_count : 1;
+    return wanted;
+}
+
+static bool goes_to_files(const struct fork_dest *dest)
+{
+    for (uint32_t i = 0; i < dest->count; i++) {
+        if (dest->segments[i].addr == NULL)
+            return true;
+    }
+    return false;
+}
+
+static void check_cancel(struct fork_job *job)
+{
+    const struct fork_options *options = job->options;
+    struct rf_error error;
+
+    if (options->cancel == NULL || !atomic_load_explicit(options->cancel, memory_order_acquire))
+        return;
+    rf_fail(&error, RF_E_CANCELLED, "cancelled");
+    job_fail(job, &error);
+}
+
+static bool job_over(struct fork_job *job)
+{
+    mutex_lock(&job->lock);
+    bool over = job->failed || job->done_chunks == job->chunk_count;
+    mutex_unlock(&job->lock);
+    return over;
+}
+
+static void report_progress(struct fork_job *job, uint64_t total_bytes)
+{
+    uint64_t done = atomic_load_explicit(&job->arrived_bytes, memory_order_relaxed);
+
+    if (job->options->progress == NULL)
+        return;
+    mutex_lock(&job->lock);
+    done -= job->wasted_bytes < done ? job->wasted_bytes : done;
+    mutex_unlock(&job->lock);
+    /* Chunks that come again after a broken connection are counted twice while they do. */
+    job->options->progress(job->options->progress_ctx, done < total_bytes ? done : total_bytes,
+                           total_bytes);
+}
+
+/* Digests that are still missing are asked for; otherwise just waits a tick. */
+static void wait_tick(struct fork_job *job)
+{
+    uint64_t tick_ns = clock_deadline_ns(FORK_TICK_MS);
+    struct rf_error error;
+
+    if (job->options->verify && digest_table_known(job->table) < job->chunk_count) {
+        enum rf_code code = job->options->digests(job->options->digests_ctx, job->rank, job->table,
+                                                  tick_ns, &error);
+        if (code != RF_OK && code != RF_E_TIMEOUT) {
+            error.code = code;
+            job_fail(job, &error);
+            return;
+        }
+        job_compare(job);
+    }
+    mutex_lock(&job->lock);
+    while (!job->failed && job->done_chunks < job->chunk_count && job->workers > 0 &&
+           cond_wait_until(&job->changed, &job->lock, tick_ns)) {
+    }
+    mutex_unlock(&job->lock);
+}
+
+static bool workers_gone(struct fork_job *job)
+{
+    mutex_lock(&job->lock);
+    bool gone = job->workers == 0;
+    mutex_unlock(&job->lock);
+    return gone;
+}
+
+static void supervise(struct fork_job *job, uint64_t total_bytes)
+{
+    uint64_t reported_ns = clock_now_ns();
+
+    while (!job_over(job)) {
+        check_cancel(job);
+        if (workers_gone(job) && !job_over(job)) {
+            struct rf_error error;
+
+            rf_fail(&error, RF_E_FAILED, "all connections ended before the fork was complete");
+            job_fail(job, &error);
+        }
+        wait_tick(job);
+        if (clock_now_ns() - reported_ns >= FORK_TICK_MS * CLOCK_NS_PER_MS) {
+            report_progress(job, total_bytes);
+            reported_ns = clock_now_ns();
+        }
+    }
+}
+
+static enum rf_code run_workers(struct fork_job *job, uint64_t total_bytes, struct rf_error *err)
+{
+    pthread_t threads[FORK_MAX_CONNECTIONS];
+    unsigned started = 0;
+    struct rf_error error;
+
+    for (; started < job->connections; started++) {
+        mutex_lock(&job->lock);
+        job->workers++;
+        mutex_unlock(&job->lock);
+        if (thread_start(&threads[started], "rf-fork", fork_worker_main, job, &error) != RF_OK) {
+            mutex_lock(&job->lock);
+            job->workers--;
+            mutex_unlock(&job->lock);
+            job_fail(job, &error);
+            break;
+        }
+    }
+    supervise(job, total_bytes);
+    job_stop(job);
+    for (unsigned i = 0; i < started; i++)
+        pthread_join(threads[i], NULL);
+    mutex_lock(&job->lock);
+    enum rf_code code = RF_OK;
+    if (job->failed)
+        code = rf_fail(err, job->error.code, "%s", job->error.text);
+    mutex_unlock(&job->lock);
+    return code;
+}
+
+enum rf_code fork_rank(const struct manifest *manifest, uint32_t rank,
+                       const struct transport_choice *choice,
+                       const uint8_t token[CHUNK_TOKEN_BYTES], const struct fork_dest *dest,
+                       struct digest_table *table, const struct fork_options *options,
+                       struct fork_stats *ret_stats, struct rf_error *err)
+{
+    uint64_t start_ns = clock_now_ns();
+    uint64_t total_bytes = manifest->ranks[rank].stream_bytes;
+    struct fork_job job = {
+        .manifest = manifest,
+        .rank = rank,
+        .choice = choice,
+        .token = token,
+        .dest = dest,
+        .options = options,
+        .table = table,
+        .chunk_count = manifest_chunk_count(manifest, rank),
+        .chunk_bytes = manifest->chunk_bytes,
+        .stop_fd = -1,
+    };
+
+    job.connections = choose_connections(options, job.chunk_count);
+    job.to_files = goes_to_files(dest);
+    enum rf_code code = job_create(&job, err);
+    if (code != RF_OK)
+        return code;
+    if (job.chunk_count > 0)
+        code = run_workers(&job, total_bytes, err);
+    if (code == RF_OK && options->progress != NULL)
+        options->progress(options->progress_ctx, total_bytes, total_bytes);
+    mutex_lock(&job.lock);
+    *ret_stats = (struct fork_stats){
+        .bytes = code == RF_OK ? total_bytes : 0,
+        .wire_bytes = atomic_load_explicit(&job.arrived_bytes, memory_order_relaxed),
+        .chunks = job.done_chunks,
+        .chunks_verified = options->verify ? job.done_chunks : 0,
+        .chunks_retried = job.retried,
+        .connections = job.connections,
+        .seconds = clock_seconds(start_ns, clock_now_ns()),
+    };
+    mutex_unlock(&job.lock);
+    job_destroy(&job);
+    return code;
+}
+
+enum rf_code fork_map_rank(const struct manifest *manifest, uint32_t rank,
+                           const struct transport_choice *choice,
+                           const uint8_t token[CHUNK_TOKEN_BYTES],
+                           const struct fork_options *options, struct layout *ret_layout,
+                           struct transport_session **ret_session, struct rf_error *err)
+{
+    const struct transport *transport = choice->transport;
+    struct transport_open_options open_options = {
+        .timeout_ms = options->timeout_ms,
+        .cancel = options->cancel,
+        .cancel_fd = options->cancel_fd,
+        .connections = 1,
+    };
+    struct transport_session *session = NULL;
+    struct transport_mapping mapping = {.bytes = 0};
+
+    if (transport->map == NULL)
+        return rf_fail(err, RF_E_UNSUPPORTED, "transport %s cannot map memory: use map",
+                       transport->name);
+    memcpy(open_options.token, token, CHUNK_TOKEN_BYTES);
+    enum rf_code code = transport->open(&choice->endpoint, &open_options, &session, err);
+    if (code != RF_OK)
+        return code;
+    code = transport->map(session, rank, manifest->ranks[rank].stream_bytes, &mapping, err);
+    if (code != RF_OK) {
+        transport->close(session);
+        return code;
+    }
+    *ret_layout = mapping.layout;
+    *ret_session = session;
+    return RF_OK;
+}
