@@ -15,7 +15,7 @@ enum folder_file_kind { FOLDER_WEIGHTS, FOLDER_SIDE };
 struct folder_file {
     const char *name; /* relative to the folder, '/' between parts, never absolute, no ".." */
     enum folder_file_kind kind;
-    int fd;         /* O_RDONLY | O_CLOEXEC; -1 for side files, which are opened when read */
+    int fd; /* O_RDONLY | O_CLOEXEC; -1 for side files, which are opened when read */
     uint64_t bytes;
     struct st_header header; /* of FOLDER_WEIGHTS */
 };

@@ -19,23 +19,29 @@ struct st_tensor {
     const char *name;
     uint32_t name_bytes;
     enum rf_dtype dtype;
-    uint32_t ndim;          /* 0 ... RF_MAX_DIMS */
-    const uint64_t *shape;  /* [ndim] */
-    uint64_t offset;        /* into the file's data, not into the file */
+    uint32_t ndim;         /* 0 ... RF_MAX_DIMS */
+    const uint64_t *shape; /* [ndim] */
+    uint64_t offset;       /* into the file's data, not into the file */
     uint64_t bytes;
 };
 
+/* One entry of "__metadata__". Both texts are NUL-terminated; the counts tell what stands behind a NUL
+ * inside ("\u0000" is allowed here). Whoever writes may leave a count 0: then strlen() counts. */
 struct st_metadata {
     const char *key;
     const char *value;
+    uint32_t key_bytes;
+    uint32_t value_bytes;
 };
 
 struct st_header {
     uint64_t data_offset; /* of the data in the file: 8 + header length */
     uint64_t data_bytes;
-    struct st_tensor *tensors; /* by offset, then by name; they cover the data without hole or overlap */
+    struct st_tensor
+        *tensors; /* by offset, end, name; they cover the data without hole or overlap */
     uint32_t tensor_count;
-    struct st_metadata *metadata; /* "__metadata__", in the file's order */
+    struct st_metadata
+        *metadata; /* "__metadata__", in the file's order; of a key given twice the last */
     uint32_t metadata_count;
     struct arena arena;
 };
