@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy
 from gguf import GGUFReader, TokenType
 from gguf.quants import dequantize
+
 from safetensors_io import Tensor, shard_names, split, write_file, write_index, write_json
 
 SHARDS = 3
