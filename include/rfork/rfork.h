@@ -19,7 +19,7 @@ extern "C" {
 
 /* One tensor: contiguous, row-major, little-endian elements. */
 struct rf_tensor {
-    const char *name;      /* unique within a seed; at most RF_MAX_NAME_BYTES */
+    const char *name; /* unique within a seed; at most RF_MAX_NAME_BYTES */
     enum rf_dtype dtype;
     uint32_t ndim;         /* 0 (a scalar) ... RF_MAX_DIMS */
     const uint64_t *shape; /* [ndim]; a zero in it makes a tensor of no bytes */
@@ -34,13 +34,13 @@ struct rf_seed;
 
 /* Zero-initialise for the defaults. Strings are copied. */
 struct rf_seed_options {
-    const char *host;       /* address to listen on; NULL: 127.0.0.1 */
-    uint16_t port;          /* of the HTTP side; 0: any free one, see rf_seed_url() */
-    const char *model;      /* a name people know it by; NULL: "unnamed" */
+    const char *host;         /* address to listen on; NULL: 127.0.0.1 */
+    uint16_t port;            /* of the HTTP side; 0: any free one, see rf_seed_url() */
+    const char *model;        /* a name people know it by; NULL: "unnamed" */
     const char *architecture; /* e.g. "LlamaForCausalLM"; may be NULL */
-    uint32_t max_readers;   /* at a time; 0: 256 */
-    uint64_t chunk_bytes;   /* 0: 8 MiB; a multiple of 64 KiB, at most 64 MiB */
-    bool sha256;            /* digests by SHA-256 instead of XXH3-128: where peers are not trusted */
+    uint32_t max_readers;     /* at a time; 0: 256 */
+    uint64_t chunk_bytes;     /* 0: 8 MiB; a multiple of 64 KiB, at most 64 MiB */
+    bool sha256; /* digests by SHA-256 instead of XXH3-128: where peers are not trusted */
 };
 
 /* Creates a seed without tensors. *ret_seed is the caller's: rf_seed_destroy() it.
@@ -76,8 +76,8 @@ RF_API const char *rf_seed_url(const struct rf_seed *seed);
 struct rf_seed_stats {
     uint64_t readers_now;
     uint64_t readers_total;
-    uint64_t bytes_sent;     /* that went through sockets; mapped bytes are not sent */
-    uint64_t stream_bytes;   /* of all tensors */
+    uint64_t bytes_sent;   /* that went through sockets; mapped bytes are not sent */
+    uint64_t stream_bytes; /* of all tensors */
     bool digests_complete;
 };
 /* Any thread; does not block. Zeroes before it is published. */
@@ -150,16 +150,16 @@ RF_API void rf_fork_cancel(struct rf_fork *fork);
 RF_API const void *rf_fork_data(const struct rf_fork *fork, const char *name);
 
 struct rf_fork_stats {
-    uint64_t bytes;           /* of the tensors taken */
-    uint64_t wire_bytes;      /* moved, with what was read twice; 0 when mapped */
+    uint64_t bytes;      /* of the tensors taken */
+    uint64_t wire_bytes; /* moved, with what was read twice; 0 when mapped */
     uint64_t chunks;
     uint64_t chunks_retried;
     uint32_t connections;
-    double seconds;           /* of the run */
-    bool verified;            /* every byte against the seed's digests */
-    char transport[64];       /* "tcp" */
-    char reason[1024];        /* why that one */
-    char root_digest[96];     /* "xxh3-128:..."; "" unless verified */
+    double seconds;       /* of the run */
+    bool verified;        /* every byte against the seed's digests */
+    char transport[64];   /* "tcp" */
+    char reason[1024];    /* why that one */
+    char root_digest[96]; /* "xxh3-128:..."; "" unless verified */
 };
 RF_API void rf_fork_get_stats(const struct rf_fork *fork, struct rf_fork_stats *ret_stats);
 

@@ -44,9 +44,9 @@ struct remote_result {
     uint64_t chunks;
     uint64_t chunks_retried;
     unsigned connections;
-    double seconds;        /* from the lease to the last verified byte */
+    double seconds; /* from the lease to the last verified byte */
     uint8_t root[HASH_MAX_BYTES];
-    bool root_known;       /* false: digests were not waited for (map, or not verified) */
+    bool root_known; /* false: digests were not waited for (map, or not verified) */
 };
 
 enum remote_memory {
@@ -56,16 +56,16 @@ enum remote_memory {
 
 /* Takes all ranks into memory: a store that can be served at once. Side files come too. Under map no byte moves, none is verified unless
  * verify_mapped asks for it (then all chunks are recomputed from the mapped pages). */
-enum rf_code remote_fork_memory(struct remote *remote, enum remote_memory memory, bool verify_mapped,
-                                struct store **ret_store, struct remote_result *ret_result,
-                                struct rf_error *err);
+enum rf_code remote_fork_memory(struct remote *remote, enum remote_memory memory,
+                                bool verify_mapped, struct store **ret_store,
+                                struct remote_result *ret_result, struct rf_error *err);
 
 /* Writes a model folder: weight files byte-identical to the seed's where it loaded files, else one safetensors file per rank
  * ("model.safetensors"; shards "model-00001-of-0000N.safetensors" of at most shard_bytes with an index); side files too. */
 struct remote_folder_options {
     const char *path;
-    bool durable;          /* fsync before the rename */
-    uint64_t shard_bytes;  /* 0: 5 GB */
+    bool durable;         /* fsync before the rename */
+    uint64_t shard_bytes; /* 0: 5 GB */
 };
 enum rf_code remote_fork_folder(struct remote *remote, const struct remote_folder_options *folder,
                                 struct remote_result *ret_result, struct rf_error *err);

@@ -63,8 +63,8 @@ enum rf_code fork_dest_finish(struct fork_dest *dest, uint64_t stream_bytes, str
             dest->segments[kept++] = *segment;
     }
     if (at != stream_bytes)
-        return rf_fail(err, RF_E_INVAL, "the destination holds %" PRIu64 " of %" PRIu64 " bytes", at,
-                       stream_bytes);
+        return rf_fail(err, RF_E_INVAL, "the destination holds %" PRIu64 " of %" PRIu64 " bytes",
+                       at, stream_bytes);
     dest->count = kept;
     return RF_OK;
 }

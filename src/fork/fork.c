@@ -2,6 +2,7 @@
 #include "fork/fork.h"
 
 #include "fork/internal.h"
+
 #include <inttypes.h>
 #include <string.h>
 
@@ -12,7 +13,8 @@ static unsigned choose_connections(const struct fork_options *options, uint64_t 
     unsigned wanted = options->connections;
 
     if (wanted == 0)
-        wanted = thread_cpus() < FORK_DEFAULT_CONNECTIONS ? thread_cpus() : FORK_DEFAULT_CONNECTIONS;
+        wanted =
+            thread_cpus() < FORK_DEFAULT_CONNECTIONS ? thread_cpus() : FORK_DEFAULT_CONNECTIONS;
     if (wanted > FORK_MAX_CONNECTIONS)
         wanted = FORK_MAX_CONNECTIONS;
     if (wanted > chunk_count)

@@ -10,7 +10,7 @@
 struct fork_segment {
     uint64_t stream_offset;
     uint64_t bytes;
-    uint8_t *addr;   /* NULL: into fd at fd_offset */
+    uint8_t *addr; /* NULL: into fd at fd_offset */
     int fd;
     uint64_t fd_offset;
 };
@@ -34,21 +34,21 @@ typedef enum rf_code (*fork_digests_fn)(void *ctx, uint32_t rank, struct digest_
                                         uint64_t deadline_ns, struct rf_error *err);
 
 struct fork_options {
-    unsigned connections;     /* 0: the transport's choice for this machine */
-    bool verify;              /* every chunk against the seed's digest */
-    uint64_t timeout_ms;      /* of connecting and of silence; 0: 10 s */
-    uint32_t retries;         /* of a corrupt chunk or a broken connection; 0: none */
+    unsigned connections;      /* 0: the transport's choice for this machine */
+    bool verify;               /* every chunk against the seed's digest */
+    uint64_t timeout_ms;       /* of connecting and of silence; 0: 10 s */
+    uint32_t retries;          /* of a corrupt chunk or a broken connection; 0: none */
     const atomic_bool *cancel; /* may be NULL */
-    int cancel_fd;            /* -1 or an eventfd */
+    int cancel_fd;             /* -1 or an eventfd */
     fork_progress_fn progress; /* may be NULL */
     void *progress_ctx;
-    fork_digests_fn digests;  /* needed if verify */
+    fork_digests_fn digests; /* needed if verify */
     void *digests_ctx;
 };
 
 struct fork_stats {
-    uint64_t bytes;          /* of the stream that arrived */
-    uint64_t wire_bytes;     /* with what had to be read again */
+    uint64_t bytes;      /* of the stream that arrived */
+    uint64_t wire_bytes; /* with what had to be read again */
     uint64_t chunks;
     uint64_t chunks_verified;
     uint64_t chunks_retried;

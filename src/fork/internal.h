@@ -7,12 +7,12 @@
 #include "fork/fork.h"
 
 enum {
-    FORK_MAX_WINDOW = 8,             /* reads in flight on one connection */
-    FORK_WINDOW_BYTES = 16 << 20,    /* and about how many bytes: what a 10 Gbit/s, 13 ms path holds */
-    FORK_BOUNCE_BYTES = 512 << 10,   /* per read in flight, when it goes to a file */
-    FORK_PIECE_BYTES = 512 << 10,    /* offered at once: hashed while it is in the core's cache */
+    FORK_MAX_WINDOW = 8,          /* reads in flight on one connection */
+    FORK_WINDOW_BYTES = 16 << 20, /* and about how many bytes: what a 10 Gbit/s, 13 ms path holds */
+    FORK_BOUNCE_BYTES = 512 << 10, /* per read in flight, when it goes to a file */
+    FORK_PIECE_BYTES = 512 << 10,  /* offered at once: hashed while it is in the core's cache */
     FORK_MAX_CONNECTIONS = 64,
-    FORK_TICK_MS = 100,              /* progress and digests are looked at so often */
+    FORK_TICK_MS = 100, /* progress and digests are looked at so often */
 };
 
 /* Index of the segment that holds the offset. */
@@ -61,16 +61,16 @@ struct fork_job {
 
     struct mutex lock;
     struct cond changed;
-    uint64_t next_chunk RF_GUARDED_BY(lock);   /* never given out yet */
-    uint64_t *again RF_GUARDED_BY(lock);       /* [chunk_count] stack of chunks to read once more */
+    uint64_t next_chunk RF_GUARDED_BY(lock); /* never given out yet */
+    uint64_t *again RF_GUARDED_BY(lock);     /* [chunk_count] stack of chunks to read once more */
     uint64_t again_count RF_GUARDED_BY(lock);
-    uint64_t done_chunks RF_GUARDED_BY(lock);  /* arrived, and verified if that is asked for */
+    uint64_t done_chunks RF_GUARDED_BY(lock); /* arrived, and verified if that is asked for */
     uint64_t retried RF_GUARDED_BY(lock);
     uint64_t wasted_bytes RF_GUARDED_BY(lock);
-    uint8_t *state RF_GUARDED_BY(lock);        /* [chunk_count] enum chunk_state */
-    uint8_t *tries RF_GUARDED_BY(lock);        /* [chunk_count] corrupt arrivals */
+    uint8_t *state RF_GUARDED_BY(lock);                 /* [chunk_count] enum chunk_state */
+    uint8_t *tries RF_GUARDED_BY(lock);                 /* [chunk_count] corrupt arrivals */
     uint8_t (*got)[HASH_MAX_BYTES] RF_GUARDED_BY(lock); /* [chunk_count] of what arrived */
-    unsigned workers RF_GUARDED_BY(lock);      /* still running */
+    unsigned workers RF_GUARDED_BY(lock);               /* still running */
     bool failed RF_GUARDED_BY(lock);
     struct rf_error error RF_GUARDED_BY(lock);
 };

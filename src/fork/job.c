@@ -164,13 +164,13 @@ static void corrupt_locked(struct fork_job *job, uint64_t chunk, const uint8_t *
         return;
     }
     name_tensors(job, from, from + bytes, tensors, sizeof(tensors));
-    rf_fail(&error, RF_E_CORRUPT,
-            "rank %" PRIu32 ", chunk %" PRIu64 " (bytes %" PRIu64 "+%" PRIu64
-            ", tensors %s): arrived as %.26s, the seed says %.26s, %d times: the path or the seed's "
-            "memory is faulty; try --transport, or another seed",
-            job->rank, chunk, from, bytes, tensors,
-            hash_text(algorithm, job->got[chunk], got_text),
-            hash_text(algorithm, want, want_text), job->tries[chunk] + 1);
+    rf_fail(
+        &error, RF_E_CORRUPT,
+        "rank %" PRIu32 ", chunk %" PRIu64 " (bytes %" PRIu64 "+%" PRIu64
+        ", tensors %s): arrived as %.26s, the seed says %.26s, %d times: the path or the seed's "
+        "memory is faulty; try --transport, or another seed",
+        job->rank, chunk, from, bytes, tensors, hash_text(algorithm, job->got[chunk], got_text),
+        hash_text(algorithm, want, want_text), job->tries[chunk] + 1);
     fail_locked(job, &error);
 }
 

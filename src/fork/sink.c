@@ -1,6 +1,7 @@
 /* The sink of one chunk: bytes go to their places and into the hash as they arrive. */
 #include "base/cleanup.h"
 #include "fork/internal.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -57,7 +58,8 @@ static enum rf_code write_all(const struct fork_segment *at, uint64_t skip, cons
         if (put < 0 && errno == EINTR)
             continue;
         if (put < 0)
-            return rf_fail_sys(err, "writing %" PRIu64 " bytes at %" PRIu64 " of the destination file",
+            return rf_fail_sys(err,
+                               "writing %" PRIu64 " bytes at %" PRIu64 " of the destination file",
                                bytes, at->fd_offset + skip);
         data += put;
         skip += (uint64_t)put;

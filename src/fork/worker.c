@@ -1,6 +1,7 @@
 /* One connection's thread: keeps its window of reads full until no chunk is left. */
 #include "base/log.h"
 #include "fork/internal.h"
+
 #include <inttypes.h>
 #include <string.h>
 
@@ -58,7 +59,8 @@ static bool worker_may_reopen(struct worker *worker, const struct rf_error *erro
     }
     worker->broken++;
     log_warn("connection broke", "transport=%s code=%s attempt=%" PRIu32 " why=\"%s\"",
-             job->choice->endpoint.transport, rf_code_name(error->code), worker->broken, error->text);
+             job->choice->endpoint.transport, rf_code_name(error->code), worker->broken,
+             error->text);
     return true;
 }
 
@@ -96,7 +98,8 @@ static enum rf_code worker_fill(struct worker *worker, struct rf_error *err)
             return RF_OK;
         }
         if (code == RF_AGAIN)
-            code = rf_fail(err, RF_E_PROTO, "the transport takes no read although none is in flight");
+            code =
+                rf_fail(err, RF_E_PROTO, "the transport takes no read although none is in flight");
         return code;
     }
     return RF_OK;
@@ -116,8 +119,9 @@ static enum rf_code worker_finish_read(struct worker *worker, struct read *read,
     worker->in_flight--;
     slot->busy = false;
     if (slot->done != slot->range.bytes)
-        return rf_fail(err, RF_E_PROTO, "chunk %" PRIu64 ": %" PRIu64 " of %" PRIu64 " bytes arrived",
-                       slot->chunk, slot->done, slot->range.bytes);
+        return rf_fail(err, RF_E_PROTO,
+                       "chunk %" PRIu64 ": %" PRIu64 " of %" PRIu64 " bytes arrived", slot->chunk,
+                       slot->done, slot->range.bytes);
     if (slot->hasher != NULL)
         chunk_hasher_final(slot->hasher, digest);
     job_arrived(worker->job, slot->chunk, slot->hasher != NULL ? digest : NULL);
@@ -164,7 +168,9 @@ void *fork_worker_main(void *arg)
     enum rf_code code = RF_OK;
     uint64_t window = FORK_WINDOW_BYTES / job->chunk_bytes;
 
-    worker.window = (unsigned)(window < 2 ? 2 : window > FORK_MAX_WINDOW ? FORK_MAX_WINDOW : window);
+    worker.window = (unsigned)(window < 2                 ? 2
+                               : window > FORK_MAX_WINDOW ? FORK_MAX_WINDOW
+                                                          : window);
     for (unsigned i = 0; i < worker.window && code == RF_OK; i++)
         code = chunk_slot_init(&worker.slots[i], job->dest, job->manifest->algorithm,
                                job->options->verify, job->to_files, &error);

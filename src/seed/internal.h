@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/thread.h"
 #include "seed/seed.h"
+
 #include <stdatomic.h>
 
 /* A reader's right to read. Guarded by seed->lock, but `closed` may be read without it. */
@@ -12,9 +13,9 @@ struct seed_lease {
     uint8_t token[CHUNK_TOKEN_BYTES];
     char client[SEED_CLIENT_TEXT_BYTES];
     uint64_t expires_ns;
-    uint32_t connections;    /* that hold it; one that is closed is freed by the last of them */
-    uint32_t reading;        /* of these, on transports that need the seed until the end (not map) */
-    atomic_bool closed;      /* release by lease_end(), acquire by lease_check() */
+    uint32_t connections; /* that hold it; one that is closed is freed by the last of them */
+    uint32_t reading;     /* of these, on transports that need the seed until the end (not map) */
+    atomic_bool closed;   /* release by lease_end(), acquire by lease_check() */
     struct seed_lease *next; /* in seed->leases, or nowhere once closed */
 };
 
@@ -54,7 +55,8 @@ struct seed {
     uint32_t transport_count;
     char refused[1024];
 
-    atomic_int state; /* enum seed_state: written under lock with release, read anywhere with acquire */
+    atomic_int
+        state; /* enum seed_state: written under lock with release, read anywhere with acquire */
     enum rf_code fail_code RF_GUARDED_BY(lock);
     char fail_reason[RF_ERROR_TEXT_BYTES] RF_GUARDED_BY(lock);
 

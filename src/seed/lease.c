@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/rand.h"
 #include "seed/internal.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -189,8 +190,7 @@ static void export_lease_release(void *ctx, void *held)
         seed->reading--;
     }
     lease->expires_ns = clock_deadline_ns(seed->options.lease_ttl_ms);
-    if (lease->connections == 0 &&
-        atomic_load_explicit(&lease->closed, memory_order_acquire))
+    if (lease->connections == 0 && atomic_load_explicit(&lease->closed, memory_order_acquire))
         free(lease);
     cond_broadcast(&seed->changed);
     mutex_unlock(&seed->lock);

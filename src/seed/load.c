@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/size.h"
 #include "base/thread.h"
+
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -80,8 +81,9 @@ static enum rf_code read_exactly(const char *name, int fd, uint8_t *data, uint64
         if (got < 0)
             return rf_fail_sys(err, "read %s at %" PRIu64, name, done);
         if (got == 0)
-            return rf_fail(err, RF_E_CHANGED, "%s: ends at byte %" PRIu64 ", its header goes to %" PRIu64,
-                           name, done, bytes);
+            return rf_fail(err, RF_E_CHANGED,
+                           "%s: ends at byte %" PRIu64 ", its header goes to %" PRIu64, name, done,
+                           bytes);
         done += (uint64_t)got;
     }
     return RF_OK;
@@ -212,7 +214,8 @@ static enum rf_code load_describe(struct load *load, struct rf_error *err)
 {
     load->files = calloc(load->folder->file_count, sizeof(*load->files));
     if (load->files == NULL)
-        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " files", load->folder->file_count);
+        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " files",
+                       load->folder->file_count);
     for (uint32_t i = 0; i < load->folder->file_count; i++) {
         enum rf_code code = read_blob(load, i, err);
 
@@ -318,9 +321,9 @@ static enum rf_code place_in_files(struct load *load, struct placement *placemen
             return code;
         code = store_add_region(load->store, region, err);
         if (code == RF_OK && region_bytes(region) != file->bytes)
-            code = rf_fail(err, RF_E_CHANGED,
-                           "%s: is %" PRIu64 " bytes, was %" PRIu64 " a moment ago", file->name,
-                           region_bytes(region), file->bytes);
+            code =
+                rf_fail(err, RF_E_CHANGED, "%s: is %" PRIu64 " bytes, was %" PRIu64 " a moment ago",
+                        file->name, region_bytes(region), file->bytes);
         placements[i] = (struct placement){.region = region, .base = 0};
         region_unref(region);
         if (code != RF_OK)

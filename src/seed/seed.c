@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/rand.h"
 #include "seed/internal.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,8 +13,9 @@
 enum {
     SEED_DEFAULT_MAX_READERS = 256,
     SEED_DEFAULT_LEASE_TTL_MS = 60000,
-    SEED_WATCH_MS = 250,       /* between two looks at files and leases */
-    SEED_DRAIN_IN_FLIGHT_MS = 1000, /* for reads in flight once the deadline for whole forks has passed */
+    SEED_WATCH_MS = 250, /* between two looks at files and leases */
+    SEED_DRAIN_IN_FLIGHT_MS =
+        1000, /* for reads in flight once the deadline for whole forks has passed */
 };
 
 const char *seed_state_name(enum seed_state state)
@@ -83,7 +85,8 @@ void seed_fail(struct seed *seed, enum rf_code code, const char *reason)
 
 enum seed_state seed_state(struct seed *seed, char *ret_reason)
 {
-    enum seed_state state = (enum seed_state)atomic_load_explicit(&seed->state, memory_order_acquire);
+    enum seed_state state =
+        (enum seed_state)atomic_load_explicit(&seed->state, memory_order_acquire);
 
     if (ret_reason != NULL) {
         mutex_lock(&seed->lock);
@@ -95,22 +98,24 @@ enum seed_state seed_state(struct seed *seed, char *ret_reason)
 
 enum rf_code seed_serving(struct seed *seed, struct rf_error *err)
 {
-    enum seed_state state = (enum seed_state)atomic_load_explicit(&seed->state, memory_order_acquire);
+    enum seed_state state =
+        (enum seed_state)atomic_load_explicit(&seed->state, memory_order_acquire);
 
     if (state == SEED_READY || state == SEED_DRAINING)
         return RF_OK;
     if (state == SEED_LOADING)
         return rf_fail(err, RF_E_UNREACHABLE, "this seed is still loading: try again");
     mutex_lock(&seed->lock);
-    enum rf_code code = rf_fail(err, seed->fail_code, "this seed has stopped serving: %s",
-                                seed->fail_reason);
+    enum rf_code code =
+        rf_fail(err, seed->fail_code, "this seed has stopped serving: %s", seed->fail_reason);
     mutex_unlock(&seed->lock);
     return code;
 }
 
 struct store *seed_store(struct seed *seed)
 {
-    enum seed_state state = (enum seed_state)atomic_load_explicit(&seed->state, memory_order_acquire);
+    enum seed_state state =
+        (enum seed_state)atomic_load_explicit(&seed->state, memory_order_acquire);
 
     return state == SEED_LOADING ? NULL : seed->store;
 }

@@ -13,12 +13,12 @@ enum seed_state { SEED_LOADING, SEED_READY, SEED_DRAINING, SEED_FAILED };
 enum { SEED_CLIENT_TEXT_BYTES = 128 };
 
 struct seed_options {
-    const char *host;          /* address that transports listen on; NULL: 127.0.0.1 */
-    uint16_t data_port;        /* of tcp; 0: any */
-    const char *socket;        /* of map; NULL: abstract */
-    uint32_t max_readers;      /* leases at a time; 0: 256 */
-    uint64_t lease_ttl_ms;     /* a lease without a connection or renewal ends after so long; 0: 60 s */
-    unsigned digest_threads;   /* 0: half the processors, at least 1 */
+    const char *host;      /* address that transports listen on; NULL: 127.0.0.1 */
+    uint16_t data_port;    /* of tcp; 0: any */
+    const char *socket;    /* of map; NULL: abstract */
+    uint32_t max_readers;  /* leases at a time; 0: 256 */
+    uint64_t lease_ttl_ms; /* a lease without a connection or renewal ends after so long; 0: 60 s */
+    unsigned digest_threads;       /* 0: half the processors, at least 1 */
     const char *const *transports; /* names to offer, NULL-terminated; NULL: all that can serve */
 };
 

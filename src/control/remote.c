@@ -1,0 +1,332 @@
+#include "control/remote.h"
+
+#include "base/log.h"
+#include "base/size.h"
+#include "control/remote_internal.h"
+
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    REMOTE_DEFAULT_TIMEOUT_MS = 10000,
+    REMOTE_READY_POLL_MS = 200, /* between two looks at a seed that is still loading */
+};
+
+static uint64_t remote_timeout_ms(const struct remote *remote)
+{
+    return remote->options->timeout_ms > 0 ? remote->options->timeout_ms
+                                           : REMOTE_DEFAULT_TIMEOUT_MS;
+}
+
+static bool remote_cancelled(const struct remote *remote)
+{
+    const atomic_bool *cancel = remote->options->cancel;
+
+    return cancel != NULL && atomic_load_explicit(cancel, memory_order_acquire);
+}
+
+/* A pause that cancelling ends. */
+static void remote_pause(const struct remote *remote, int ms)
+{
+    struct pollfd wake = {.fd = remote->options->cancel_fd, .events = POLLIN};
+
+    (void)poll(&wake, 1, ms);
+}
+
+/* RF_OK: ready. RF_AGAIN: still loading. Anything else: it will not become ready. */
+static enum rf_code look(struct remote *remote, struct rf_error *err)
+{
+    instance_info_free(&remote->info);
+    enum rf_code code = client_instance(remote->client, &remote->info, err);
+
+    if (code != RF_OK)
+        return code;
+    if (strcmp(remote->info.state, "ready") == 0)
+        return RF_OK;
+    if (strcmp(remote->info.state, "failed") == 0)
+        return rf_fail(err, RF_E_CHANGED, "%s has stopped serving: %s", client_url(remote->client),
+                       remote->info.state_reason);
+    rf_fail(err, RF_E_UNREACHABLE,
+            "%s is %s: try again, wait with --wait-ready, or ask another seed",
+            client_url(remote->client), remote->info.state);
+    return strcmp(remote->info.state, "loading") == 0 ? RF_AGAIN : RF_E_UNREACHABLE;
+}
+
+static enum rf_code wait_ready(struct remote *remote, uint64_t wait_ready_ms, struct rf_error *err)
+{
+    uint64_t deadline_ns = clock_deadline_ns(wait_ready_ms);
+
+    for (;;) {
+        enum rf_code code = look(remote, err);
+        bool may_come = code == RF_AGAIN || code == RF_E_UNREACHABLE;
+
+        if (code == RF_OK || !may_come)
+            return code;
+        if (remote_cancelled(remote))
+            return rf_fail(err, RF_E_CANCELLED, "cancelled");
+        if (clock_left_ms(deadline_ns) == 0)
+            return RF_E_UNREACHABLE;
+        int left = clock_left_ms(deadline_ns);
+        remote_pause(remote, left < REMOTE_READY_POLL_MS ? left : REMOTE_READY_POLL_MS);
+    }
+}
+
+static enum rf_code take_lease(struct remote *remote, struct rf_error *err)
+{
+    char id[HASH_TEXT_BYTES];
+    const char *wanted = remote->options->transport != NULL ? remote->options->transport : "auto";
+    enum rf_code code = client_lease_open(remote->client, &remote->lease, err);
+
+    if (code != RF_OK)
+        return code;
+    remote->leased = true;
+    /* hash_text() writes "algorithm:hex"; the lease carries the hex alone. */
+    const char *hex = strchr(hash_text(HASH_XXH3_128, remote->manifest->id, id), ':') + 1;
+    if (strcmp(hex, remote->lease.manifest_id) != 0)
+        return rf_fail(
+            err, RF_E_MISMATCH,
+            "%s changed its model between two requests (manifest %s, then %.40s): try again",
+            client_url(remote->client), hex, remote->lease.manifest_id);
+    return transport_choose(wanted, remote->lease.endpoints, remote->lease.endpoint_count,
+                            &remote->choice, err);
+}
+
+enum rf_code remote_open(const char *url, const struct remote_options *options,
+                         uint64_t wait_ready_ms, struct remote **ret_remote, struct rf_error *err)
+{
+    struct remote *remote = calloc(1, sizeof(*remote));
+    struct client_options client_options = {.cancel = options->cancel};
+
+    if (remote == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for a fork");
+    remote->options = options;
+    client_options.timeout_ms = remote_timeout_ms(remote);
+    enum rf_code code = client_create(url, &client_options, &remote->client, err);
+    if (code == RF_OK)
+        code = wait_ready(remote, wait_ready_ms, err);
+    if (code == RF_OK)
+        code = client_manifest(remote->client, &remote->manifest, err);
+    remote->opened_ns = clock_now_ns();
+    if (code == RF_OK)
+        code = take_lease(remote, err);
+    if (code == RF_OK) {
+        remote->sessions = calloc(remote->manifest->rank_count, sizeof(struct transport_session *));
+        if (remote->sessions == NULL)
+            code = rf_fail(err, RF_E_NOMEM, "no memory for a fork");
+    }
+    if (code != RF_OK) {
+        remote_close(remote);
+        return code;
+    }
+    remote->total_bytes = manifest_total_bytes(remote->manifest);
+    *ret_remote = remote;
+    return RF_OK;
+}
+
+void remote_close(struct remote *remote)
+{
+    if (remote == NULL)
+        return;
+    for (uint32_t i = 0; remote->sessions != NULL && i < remote->manifest->rank_count; i++) {
+        if (remote->sessions[i] != NULL)
+            remote->choice.transport->close(remote->sessions[i]);
+    }
+    free(remote->sessions);
+    if (remote->leased)
+        client_lease_close(remote->client, &remote->lease);
+    client_destroy(remote->client);
+    instance_info_free(&remote->info);
+    manifest_unref(remote->manifest);
+    free(remote);
+}
+
+const struct instance_info *remote_info(const struct remote *remote)
+{
+    return &remote->info;
+}
+
+struct manifest *remote_manifest(const struct remote *remote)
+{
+    return remote->manifest;
+}
+
+const struct transport_choice *remote_choice(const struct remote *remote)
+{
+    return &remote->choice;
+}
+
+struct client *remote_client(const struct remote *remote)
+{
+    return remote->client;
+}
+
+/* ---- what all ways of taking share ---- */
+
+static enum rf_code fetch_digests(void *ctx, uint32_t rank, struct digest_table *table,
+                                  uint64_t deadline_ns, struct rf_error *err)
+{
+    struct remote *remote = ctx;
+
+    return client_digests(remote->client, rank, (uint64_t)clock_left_ms(deadline_ns), table, err);
+}
+
+static void add_progress(void *ctx, uint64_t done_bytes, uint64_t total_bytes)
+{
+    struct remote *remote = ctx;
+
+    (void)total_bytes;
+    remote->options->progress(remote->options->progress_ctx, remote->before_bytes + done_bytes,
+                              remote->total_bytes);
+}
+
+void remote_fork_options(struct remote *remote, struct fork_options *ret_options)
+{
+    const struct remote_options *options = remote->options;
+
+    *ret_options = (struct fork_options){
+        .connections = options->connections,
+        .verify = options->verify,
+        .timeout_ms = remote_timeout_ms(remote),
+        .retries = options->retries,
+        .cancel = options->cancel,
+        .cancel_fd = options->cancel_fd,
+        .progress = options->progress != NULL ? add_progress : NULL,
+        .progress_ctx = remote,
+        .digests = fetch_digests,
+        .digests_ctx = remote,
+    };
+}
+
+/* When the seed went away, its own last word (if it still has one) says more than a reset connection. */
+static enum rf_code ask_why(struct remote *remote, enum rf_code code, struct rf_error *err)
+{
+    struct rf_error last;
+
+    if (code != RF_E_UNREACHABLE && code != RF_E_PROTO)
+        return code;
+    if (look(remote, &last) == RF_E_CHANGED)
+        return rf_fail(err, RF_E_CHANGED, "%s", last.text);
+    return code;
+}
+
+enum rf_code remote_take_rank(struct remote *remote, uint32_t rank, const struct fork_dest *dest,
+                              struct digest_table *table, struct remote_result *result,
+                              struct rf_error *err)
+{
+    struct fork_options options;
+    struct fork_stats stats = {.bytes = 0};
+
+    remote_fork_options(remote, &options);
+    enum rf_code code = fork_rank(remote->manifest, rank, &remote->choice, remote->lease.token,
+                                  dest, table, &options, &stats, err);
+    if (code != RF_OK) {
+        code = ask_why(remote, code, err);
+        return rf_error_wrap(err, code, "fork from %s by %s", client_url(remote->client),
+                             remote->choice.endpoint.transport);
+    }
+    remote->before_bytes += stats.bytes;
+    result->bytes += stats.bytes;
+    result->wire_bytes += stats.wire_bytes;
+    result->chunks += stats.chunks;
+    result->chunks_retried += stats.chunks_retried;
+    if (stats.connections > result->connections)
+        result->connections = stats.connections;
+    return RF_OK;
+}
+
+static enum rf_code root_of(const struct manifest *manifest, struct digest_table *const *tables,
+                            struct remote_result *result, struct rf_error *err)
+{
+    uint8_t(*roots)[HASH_MAX_BYTES] = calloc(manifest->rank_count, sizeof(*roots));
+    enum rf_code code = roots != NULL ? RF_OK : rf_fail(err, RF_E_NOMEM, "no memory for digests");
+
+    for (uint32_t i = 0; code == RF_OK && i < manifest->rank_count; i++)
+        code = digest_rank_root(manifest, i, tables[i], roots[i], err);
+    if (code == RF_OK)
+        code =
+            digest_model_root(manifest, (const uint8_t(*)[HASH_MAX_BYTES])roots, result->root, err);
+    result->root_known = code == RF_OK;
+    free(roots);
+    return code;
+}
+
+enum rf_code remote_finish(struct remote *remote, struct digest_table *const *tables,
+                           struct remote_result *result, struct rf_error *err)
+{
+    const char *name = remote->choice.endpoint.transport;
+    bool complete = true;
+    enum rf_code code = RF_OK;
+
+    result->seconds = clock_seconds(remote->opened_ns, clock_now_ns());
+    for (uint32_t i = 0; i < remote->manifest->rank_count; i++) {
+        const struct digest_table *table = tables[i];
+
+        complete =
+            complete && table != NULL && digest_table_known(table) == digest_table_count(table);
+    }
+    if (complete)
+        code = root_of(remote->manifest, tables, result, err);
+    bool copied = !result->mapped && remote->choice.transport->map != NULL;
+    snprintf(result->transport, sizeof(result->transport), "%s%s", name, copied ? " (copy)" : "");
+    if (result->mapped)
+        snprintf(result->reason, sizeof(result->reason), "%s", remote->choice.reason);
+    else
+        snprintf(result->reason, sizeof(result->reason), "%.900s; %u connection%s",
+                 remote->choice.reason, result->connections, result->connections == 1 ? "" : "s");
+    log_info("forked", "url=%s transport=%s bytes=%" PRIu64 " seconds=%.3f retried=%" PRIu64,
+             client_url(remote->client), result->transport, result->bytes, result->seconds,
+             result->chunks_retried);
+    return code;
+}
+
+enum rf_code remote_fetch_file(struct remote *remote, uint32_t file, struct buf *out,
+                               struct rf_error *err)
+{
+    const struct manifest_file *entry = &remote->manifest->files[file];
+    uint64_t bytes = entry->kind == FILE_WEIGHTS ? entry->header_bytes : entry->bytes;
+    uint8_t digest[HASH_MAX_BYTES];
+
+    if (bytes > 0) {
+        enum rf_code code = client_file(remote->client, entry->name, 0, bytes, out, err);
+
+        if (code != RF_OK)
+            return rf_error_wrap(err, code, "fetch %s from %s", entry->name,
+                                 client_url(remote->client));
+    }
+    hash_once(remote->manifest->algorithm, out->data, out->bytes, digest);
+    if (memcmp(digest, entry->digest, hash_bytes(remote->manifest->algorithm)) != 0)
+        return rf_fail(err, RF_E_CORRUPT, "%s: %s arrived with another digest than the manifest's",
+                       client_url(remote->client), entry->name);
+    return RF_OK;
+}
+
+enum rf_code remote_fork_dest(struct remote *remote, uint32_t rank, const struct fork_dest *dest,
+                              struct remote_result *ret_result, struct rf_error *err)
+{
+    const struct manifest *manifest = remote->manifest;
+    struct remote_result result = {.verified = remote->options->verify};
+
+    if (rank >= manifest->rank_count)
+        return rf_fail(err, RF_E_MISMATCH, "rank %" PRIu32 ": %s has %" PRIu32 " of them", rank,
+                       client_url(remote->client), manifest->rank_count);
+    struct digest_table **tables = calloc(manifest->rank_count, sizeof(struct digest_table *));
+    if (tables != NULL)
+        tables[rank] =
+            digest_table_create(manifest->algorithm, manifest_chunk_count(manifest, rank));
+    if (tables == NULL || tables[rank] == NULL) {
+        free(tables);
+        return rf_fail(err, RF_E_NOMEM, "no memory for digests");
+    }
+    remote->total_bytes = manifest->ranks[rank].stream_bytes;
+    enum rf_code code = remote_take_rank(remote, rank, dest, tables[rank], &result, err);
+    if (code == RF_OK)
+        code = remote_finish(remote, tables, &result, err);
+    digest_table_destroy(tables[rank]);
+    free(tables);
+    if (code == RF_OK)
+        *ret_result = result;
+    return code;
+}

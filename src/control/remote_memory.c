@@ -1,0 +1,191 @@
+/* Taking a model into memory: the seed's own pages, or a copy of ours. */
+#include "base/cleanup.h"
+#include "base/size.h"
+#include "base/thread.h"
+#include "control/remote_internal.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool store_has_region(const struct store *store, const struct region *region)
+{
+    for (uint32_t i = 0; i < store->region_count; i++) {
+        if (store->regions[i] == region)
+            return true;
+    }
+    return false;
+}
+
+static enum rf_code add_regions(struct store *store, const struct layout *layout,
+                                struct rf_error *err)
+{
+    const struct region *last = NULL;
+
+    for (uint32_t i = 0; i < layout->count; i++) {
+        struct region *region = layout->segments[i].region;
+
+        if (region == last || store_has_region(store, region))
+            continue;
+        enum rf_code code = store_add_region(store, region, err);
+        if (code != RF_OK)
+            return code;
+        last = region;
+    }
+    return RF_OK;
+}
+
+static enum rf_code map_rank(struct remote *remote, uint32_t rank, struct store *store,
+                             struct remote_result *result, struct rf_error *err)
+{
+    struct fork_options options;
+    struct store_rank *into = &store->ranks[rank];
+
+    remote_fork_options(remote, &options);
+    enum rf_code code = fork_map_rank(remote->manifest, rank, &remote->choice, remote->lease.token,
+                                      &options, &into->layout, &remote->sessions[rank], err);
+    if (code != RF_OK)
+        return rf_error_wrap(err, code, "map rank %" PRIu32 " of %s", rank,
+                             client_url(remote->client));
+    result->bytes += remote->manifest->ranks[rank].stream_bytes;
+    result->chunks += manifest_chunk_count(remote->manifest, rank);
+    code = add_regions(store, &into->layout, err);
+    /* What the seed knows already need not be computed again; what it does not, is made here later. */
+    if (code == RF_OK)
+        code = client_digests(remote->client, rank, 0, into->digests, err);
+    return code;
+}
+
+static enum rf_code refuse_large(struct remote *remote, struct rf_error *err)
+{
+    uint64_t wanted = manifest_total_bytes(remote->manifest);
+    uint64_t there = memory_available();
+    char wanted_text[SIZE_TEXT_BYTES];
+    char there_text[SIZE_TEXT_BYTES];
+
+    if (wanted <= there)
+        return RF_OK;
+    return rf_fail(err, RF_E_NOMEM,
+                   "a copy of %s needs %s of memory, %s is available here: free some, or, on the "
+                   "seed's own host, share its pages (--transport map)",
+                   client_url(remote->client), size_text(wanted, wanted_text),
+                   size_text(there, there_text));
+}
+
+static enum rf_code copy_rank(struct remote *remote, uint32_t rank, struct store *store,
+                              struct remote_result *result, struct rf_error *err)
+{
+    uint64_t bytes = remote->manifest->ranks[rank].stream_bytes;
+    struct layout *layout = &store->ranks[rank].layout;
+    struct fork_dest dest = {.count = 0};
+    struct region *region = NULL;
+
+    if (bytes == 0)
+        return layout_finish(layout, 0, err);
+    enum rf_code code = region_create_memfd("rfork-weights", bytes, &region, err);
+    if (code != RF_OK)
+        return code;
+    struct fork_segment whole = {.bytes = bytes, .addr = region_data_writable(region), .fd = -1};
+    code = fork_dest_add(&dest, &whole, err);
+    if (code == RF_OK)
+        code = fork_dest_finish(&dest, bytes, err);
+    if (code == RF_OK)
+        code = remote_take_rank(remote, rank, &dest, store->ranks[rank].digests, result, err);
+    if (code == RF_OK)
+        code = region_seal(region, err);
+    if (code == RF_OK)
+        code = store_add_region(store, region, err);
+    if (code == RF_OK)
+        code = layout_add(layout, 0, bytes, region, 0, err);
+    if (code == RF_OK)
+        code = layout_finish(layout, bytes, err);
+    fork_dest_free(&dest);
+    region_unref(region);
+    return code;
+}
+
+static enum rf_code take_files(struct remote *remote, struct store *store, struct rf_error *err)
+{
+    for (uint32_t i = 0; i < remote->manifest->file_count; i++) {
+        BUF_AUTO struct buf content = {.data = NULL};
+        enum rf_code code = remote_fetch_file(remote, i, &content, err);
+
+        if (code != RF_OK)
+            return code;
+        store->files[i].bytes = content.bytes;
+        store->files[i].data = content.data;
+        content = (struct buf){.data = NULL};
+    }
+    return RF_OK;
+}
+
+/* All digests of the seed, and every mapped byte against them. */
+static enum rf_code verify_mapped_pages(struct remote *remote, struct store *store,
+                                        struct rf_error *err)
+{
+    for (uint32_t i = 0; i < remote->manifest->rank_count; i++) {
+        struct digest_table *table = store->ranks[i].digests;
+
+        while (digest_table_known(table) < digest_table_count(table)) {
+            enum rf_code code = client_digests(remote->client, i, 1000, table, err);
+
+            if (code != RF_OK)
+                return code;
+            if (remote->options->cancel != NULL &&
+                atomic_load_explicit(remote->options->cancel, memory_order_acquire))
+                return rf_fail(err, RF_E_CANCELLED, "cancelled");
+        }
+    }
+    return store_verify(store, thread_cpus(), err);
+}
+
+static enum rf_code take_ranks(struct remote *remote, bool map, struct store *store,
+                               struct remote_result *result, struct rf_error *err)
+{
+    enum rf_code code = map ? RF_OK : refuse_large(remote, err);
+
+    for (uint32_t i = 0; code == RF_OK && i < remote->manifest->rank_count; i++)
+        code = map ? map_rank(remote, i, store, result, err)
+                   : copy_rank(remote, i, store, result, err);
+    return code;
+}
+
+enum rf_code remote_fork_memory(struct remote *remote, enum remote_memory memory,
+                                bool verify_mapped, struct store **ret_store,
+                                struct remote_result *ret_result, struct rf_error *err)
+{
+    const struct manifest *manifest = remote->manifest;
+    struct remote_result result = {
+        .mapped = memory == REMOTE_SHARE && remote->choice.transport->map != NULL,
+    };
+    struct store *store = NULL;
+    enum rf_code code = store_create(remote->manifest, &store, err);
+
+    if (code != RF_OK)
+        return code;
+    code = take_ranks(remote, result.mapped, store, &result, err);
+    result.verified = code == RF_OK && !result.mapped && remote->options->verify;
+    if (code == RF_OK && result.mapped && verify_mapped) {
+        code = verify_mapped_pages(remote, store, err);
+        result.verified = code == RF_OK;
+    }
+    if (code == RF_OK)
+        code = take_files(remote, store, err);
+    rf_autofree struct digest_table **tables = NULL;
+    if (code == RF_OK) {
+        tables = calloc(manifest->rank_count, sizeof(struct digest_table *));
+        code = tables != NULL ? RF_OK : rf_fail(err, RF_E_NOMEM, "no memory for digests");
+    }
+    if (code == RF_OK) {
+        for (uint32_t i = 0; i < manifest->rank_count; i++)
+            tables[i] = store->ranks[i].digests;
+        code = remote_finish(remote, tables, &result, err);
+    }
+    if (code != RF_OK) {
+        store_destroy(store);
+        return code;
+    }
+    *ret_store = store;
+    *ret_result = result;
+    return RF_OK;
+}
