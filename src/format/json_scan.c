@@ -314,7 +314,7 @@ static bool skip_scalar(struct json_scan *scan, uint8_t byte)
 
 bool json_skip(struct json_scan *scan, unsigned depth)
 {
-    bool object[JSON_MAX_DEPTH];
+    bool object[JSON_MAX_DEPTH] = {false};
     unsigned open = depth;
     bool first = false;
 

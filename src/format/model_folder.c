@@ -28,8 +28,10 @@ static enum rf_code join_path(const struct opening *opening, const char *name, c
     int bytes = opening->single ? asprintf(&path, "%s", opening->folder.path)
                                 : asprintf(&path, "%s/%s", opening->folder.path, name);
 
-    if (bytes < 0)
-        return rf_fail(err, RF_E_NOMEM, "%s: out of memory", name);
+    if (bytes < 0) {
+        (void)rf_fail(err, RF_E_NOMEM, "%s: out of memory", name);
+        return RF_E_NOMEM;
+    }
     *ret_path = path;
     return RF_OK;
 }
