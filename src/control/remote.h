@@ -70,6 +70,11 @@ struct remote_folder_options {
 enum rf_code remote_fork_folder(struct remote *remote, const struct remote_folder_options *folder,
                                 struct remote_result *ret_result, struct rf_error *err);
 
+/* One rank as the seed's own read-only pages; layout is the caller's to free. No byte moves, none is verified.
+ * RF_E_UNSUPPORTED if the chosen transport cannot map. */
+enum rf_code remote_map(struct remote *remote, uint32_t rank, struct layout *ret_layout,
+                        struct remote_result *ret_result, struct rf_error *err);
+
 /* One rank into the caller's destination (finished). */
 enum rf_code remote_fork_dest(struct remote *remote, uint32_t rank, const struct fork_dest *dest,
                               struct remote_result *ret_result, struct rf_error *err);

@@ -35,24 +35,57 @@ static enum rf_code add_regions(struct store *store, const struct layout *layout
     return RF_OK;
 }
 
-static enum rf_code map_rank(struct remote *remote, uint32_t rank, struct store *store,
-                             struct remote_result *result, struct rf_error *err)
+/* The session stays open: the seed knows its readers by it. */
+static enum rf_code map_layout(struct remote *remote, uint32_t rank, struct layout *layout,
+                               struct remote_result *result, struct rf_error *err)
 {
     struct fork_options options;
-    struct store_rank *into = &store->ranks[rank];
 
     remote_fork_options(remote, &options);
     enum rf_code code = fork_map_rank(remote->manifest, rank, &remote->choice, remote->lease.token,
-                                      &options, &into->layout, &remote->sessions[rank], err);
+                                      &options, layout, &remote->sessions[rank], err);
     if (code != RF_OK)
         return rf_error_wrap(err, code, "map rank %" PRIu32 " of %s", rank,
                              client_url(remote->client));
+    result->mapped = true;
     result->bytes += remote->manifest->ranks[rank].stream_bytes;
     result->chunks += manifest_chunk_count(remote->manifest, rank);
-    code = add_regions(store, &into->layout, err);
+    return RF_OK;
+}
+
+static enum rf_code map_rank(struct remote *remote, uint32_t rank, struct store *store,
+                             struct remote_result *result, struct rf_error *err)
+{
+    struct store_rank *into = &store->ranks[rank];
+    enum rf_code code = map_layout(remote, rank, &into->layout, result, err);
+
+    if (code == RF_OK)
+        code = add_regions(store, &into->layout, err);
     /* What the seed knows already need not be computed again; what it does not, is made here later. */
     if (code == RF_OK)
         code = client_digests(remote->client, rank, 0, into->digests, err);
+    return code;
+}
+
+enum rf_code remote_map(struct remote *remote, uint32_t rank, struct layout *ret_layout,
+                        struct remote_result *ret_result, struct rf_error *err)
+{
+    struct remote_result result = {.bytes = 0};
+    rf_autofree struct digest_table **none = NULL;
+
+    if (rank >= remote->manifest->rank_count)
+        return rf_fail(err, RF_E_MISMATCH, "rank %" PRIu32 ": %s has %" PRIu32 " of them", rank,
+                       client_url(remote->client), remote->manifest->rank_count);
+    if (remote->sessions[rank] != NULL)
+        return rf_fail(err, RF_E_INVAL, "rank %" PRIu32 " is mapped already", rank);
+    none = calloc(remote->manifest->rank_count, sizeof(struct digest_table *));
+    if (none == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for a fork");
+    enum rf_code code = map_layout(remote, rank, ret_layout, &result, err);
+    if (code == RF_OK)
+        code = remote_finish(remote, none, &result, err);
+    if (code == RF_OK)
+        *ret_result = result;
     return code;
 }
 
