@@ -1,4 +1,5 @@
-/* Name-by-name comparison of two tensor tables: what `rfork diff` prints and what a fork checks before a byte moves. */
+/* Name-by-name comparison of two tensor tables: what `rfork diff` prints and what a fork checks
+ * before a byte moves. */
 #ifndef MODEL_COMPARE_H
 #define MODEL_COMPARE_H
 
@@ -17,14 +18,17 @@ enum difference_kind {
 
 struct difference {
     enum difference_kind kind;
-    const char *name; /* borrowed from the tables */
+    const char *name;       /* borrowed from the tables */
     const struct tensor *a; /* NULL if missing on that side */
     const struct tensor *b;
+    const struct tensor *a_target; /* DIFF_ALIAS: whose bytes a is; NULL: it has its own */
+    const struct tensor *b_target;
 };
 
 typedef void (*difference_fn)(void *ctx, const struct difference *difference);
 
-/* Calls fn for each difference, in the order of names (both tables are sorted: one merge pass). Returns how many. */
+/* Calls fn for each difference, in the order of names (both tables are sorted: one merge pass).
+ * Returns how many. */
 uint64_t compare_tensors(const struct manifest_rank *a, const struct manifest_rank *b,
                          difference_fn fn, void *ctx);
 
@@ -32,7 +36,8 @@ uint64_t compare_tensors(const struct manifest_rank *a, const struct manifest_ra
 void difference_text(const struct difference *difference, const char *a_is, const char *b_is,
                      struct buf *out);
 
-/* RF_OK if equal, else RF_E_MISMATCH with a line that counts the differences and shows the first ones. */
+/* RF_OK if equal, else RF_E_MISMATCH with a line that counts the differences and shows the first
+ * ones. */
 enum rf_code compare_explain(const struct manifest_rank *want, const struct manifest_rank *have,
                              struct rf_error *err);
 

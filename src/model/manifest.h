@@ -1,6 +1,8 @@
-/* What a seed says it has: identity, ranks, tensors, files. Immutable once built; any thread may read it.
+/* What a seed says it has: identity, ranks, tensors, files. Immutable once built; any thread may
+ * read it.
  *
- * A rank's stream is its tensors laid end to end without padding, in the bytewise order of their names. */
+ * A rank's stream is its tensors laid end to end without padding, in the bytewise order of their
+ * names. */
 #ifndef MODEL_MANIFEST_H
 #define MODEL_MANIFEST_H
 
@@ -11,9 +13,14 @@
 
 enum {
     MANIFEST_MAX_RANKS = 4096,
+    MANIFEST_VERSION = 1,                   /* of the binary form; the only one so far */
     MANIFEST_MAX_TENSORS = 4 * 1000 * 1000, /* of all ranks */
     MANIFEST_MAX_FILES = 10000,
-    MANIFEST_MAX_BYTES = 1 << 30, /* encoded */
+    MANIFEST_MAX_SIDE_BYTES = 64 << 20, /* of one FILE_SIDE: forks hold them in memory */
+    MANIFEST_MAX_TEXT_BYTES = 1024,     /* of each text of the identity */
+    MANIFEST_MAX_CHUNKS = 1 << 28,      /* of all ranks: what a digest table costs is bounded */
+    MANIFEST_MAX_BYTES = 1 << 30,       /* encoded */
+    MANIFEST_CHECK_BYTES = 16,          /* XXH3-128 at the end of the binary form */
     MANIFEST_LEAF_BYTES = 64 << 10,
     MANIFEST_DEFAULT_CHUNK_BYTES = 8 << 20,
     MANIFEST_MIN_CHUNK_BYTES = MANIFEST_LEAF_BYTES,
@@ -40,13 +47,14 @@ struct tensor {
     uint32_t ndim;
     const uint64_t *shape;        /* [ndim], of this rank's piece */
     const uint64_t *global_shape; /* [ndim]; the same pointer as shape when not sharded */
-    const uint64_t *slice_start;  /* [ndim] where the piece begins in the global shape; NULL: all zero */
+    const uint64_t *slice_start;  /* [ndim] where the piece begins in it; NULL: all zero */
     uint64_t bytes;
     uint64_t stream_offset;
-    uint32_t alias_of; /* index in the rank of the tensor whose bytes these are, or MANIFEST_NONE. An alias
-                        * takes no place in the stream: its stream_offset is the other's (plus alias_offset 0) */
-    uint32_t order;    /* place in the engine's or file's own order */
-    uint32_t file;     /* index of the weight file that it came from, or MANIFEST_NONE */
+    uint32_t
+        alias_of;   /* index in the rank of the tensor whose bytes these are, or MANIFEST_NONE. An
+                        * alias takes no place in the stream: its stream_offset is the other's */
+    uint32_t order; /* place in the engine's or file's own order */
+    uint32_t file;  /* index of the weight file that it came from, or MANIFEST_NONE */
     uint64_t file_offset; /* of its bytes in that file, header included; 0 without a file */
 };
 
@@ -65,6 +73,9 @@ struct manifest_rank {
     struct tensor *tensors; /* by name, bytewise; names are unique */
     uint32_t tensor_count;
     uint64_t stream_bytes;
+    uint32_t *placed; /* indices of the tensors that take bytes of the stream (no alias, not empty),
+                       * in its order */
+    uint32_t placed_count;
 };
 
 struct manifest {
@@ -81,7 +92,8 @@ struct manifest {
     struct manifest_file *files; /* weights first */
     uint32_t file_count;
     struct arena arena;
-    uint8_t id[HASH_MAX_BYTES]; /* hash over the encoded manifest: which manifest this is */
+    uint8_t id[HASH_MAX_BYTES]; /* hash over the encoded manifest without its last
+                                 * MANIFEST_CHECK_BYTES: which manifest this is */
 };
 
 /* Builds a manifest piece by piece. Strings and arrays are copied. */
@@ -101,18 +113,23 @@ struct manifest_identity {
 struct manifest_builder *manifest_builder_create(const struct manifest_identity *identity,
                                                  struct rf_error *err);
 void manifest_builder_destroy(struct manifest_builder *builder);
+/* FILE_WEIGHTS come first; a tensor's `file` counts all files from 0 in the order they are added,
+ * and its file must be there before it. Of digest, hash_bytes() are kept. */
 enum rf_code manifest_add_file(struct manifest_builder *builder, const struct manifest_file *file,
                                struct rf_error *err);
-/* Later tensors belong to this rank. Ranks must differ and agree in their sizes. */
+/* Later tensors belong to this rank. Ranks must differ and, within a role, agree in their sizes:
+ * manifest_build() checks it. */
 enum rf_code manifest_add_rank(struct manifest_builder *builder, const struct rank_id *id,
                                struct rf_error *err);
-/* Of `tensor` are read: name, dtype, ndim, shape, global_shape (NULL = shape), slice_start, file, file_offset,
- * alias name below. bytes is computed. alias_of_name: NULL, or a tensor of the same rank with the same
- * bytes (added before or after). Errors: RF_E_INVAL naming the tensor. */
+/* Of `tensor` are read: name (name_bytes is not: it ends at its NUL), dtype, ndim, shape,
+ * global_shape (NULL = shape), slice_start, file, file_offset, alias name below. bytes is
+ * computed. alias_of_name: NULL, or a tensor of the same rank with the same bytes (added before or
+ * after). Errors: RF_E_INVAL naming the tensor. */
 enum rf_code manifest_add_tensor(struct manifest_builder *builder, const struct tensor *tensor,
                                  const char *alias_of_name, struct rf_error *err);
-/* Sorts, checks (unique names, aliases resolve and agree in bytes, slices inside, limits), lays out the streams, computes
- * the id. The builder is spent in both cases. Free with manifest_unref(). */
+/* Sorts, checks (unique names, aliases resolve and agree in bytes, slices inside, limits), lays
+ * out the streams, computes the id. The builder is spent in both cases. Free with
+ * manifest_unref(). */
 enum rf_code manifest_build(struct manifest_builder *builder, struct manifest **ret_manifest,
                             struct rf_error *err);
 
@@ -137,6 +154,10 @@ uint64_t manifest_total_bytes(const struct manifest *manifest);
 uint64_t manifest_chunk_count(const struct manifest *manifest, uint32_t rank);
 /* Bytes of chunk i: chunk_bytes, fewer for the last one. */
 uint64_t manifest_chunk_size(const struct manifest *manifest, uint32_t rank, uint64_t chunk);
+/* Text without control characters, in UTF-8: what names may be made of. */
+bool manifest_text_ok(const char *text, size_t bytes);
+/* Orders by tp, tp_size, pp, ... role, as the struct has them. <0, 0, >0. */
+int rank_id_compare(const struct rank_id *a, const struct rank_id *b);
 /* "tp0/1", with the axes whose size is not 1; out of 64 bytes. */
 const char *rank_id_text(const struct rank_id *id, char out[64]);
 

@@ -1,0 +1,228 @@
+#include "model/compare.h"
+
+#include "model/manifest_internal.h"
+
+#include <inttypes.h>
+
+/* ---- finding ---- */
+
+static bool dims_equal(const uint64_t *a, const uint64_t *b, uint32_t ndim)
+{
+    static const uint64_t zeros[RF_MAX_DIMS];
+
+    if (a == b || ndim == 0)
+        return true;
+    return memcmp(a != NULL ? a : zeros, b != NULL ? b : zeros, ndim * sizeof *a) == 0;
+}
+
+static const struct tensor *target_of(const struct manifest_rank *rank, const struct tensor *tensor)
+{
+    return tensor->alias_of != MANIFEST_NONE ? &rank->tensors[tensor->alias_of] : NULL;
+}
+
+/* Aliases are equal when they lead to tensors of the same name, wherever those are in their tables. */
+static bool targets_equal(const struct tensor *a, const struct tensor *b)
+{
+    if (a == NULL || b == NULL)
+        return a == b;
+    return tensor_name_compare(a, b) == 0;
+}
+
+struct report {
+    difference_fn fn;
+    void *ctx;
+    uint64_t count;
+};
+
+static void report(struct report *to, const struct difference *difference)
+{
+    to->count++;
+    if (to->fn != NULL)
+        to->fn(to->ctx, difference);
+}
+
+static void compare_pair(struct report *to, const struct manifest_rank *rank_a,
+                         const struct tensor *a, const struct manifest_rank *rank_b,
+                         const struct tensor *b)
+{
+    bool shape = a->ndim == b->ndim && dims_equal(a->shape, b->shape, a->ndim);
+    struct difference difference = {.name = a->name, .a = a, .b = b};
+
+    if (a->dtype != b->dtype) {
+        difference.kind = DIFF_DTYPE;
+        report(to, &difference);
+    }
+    if (!shape) {
+        difference.kind = DIFF_SHAPE;
+        report(to, &difference);
+    }
+    /* Of other shapes the slices differ by necessity: one line says it all. */
+    if (shape && (!dims_equal(a->global_shape, b->global_shape, a->ndim) ||
+                  !dims_equal(a->slice_start, b->slice_start, a->ndim))) {
+        difference.kind = DIFF_SLICE;
+        report(to, &difference);
+    }
+    difference.a_target = target_of(rank_a, a);
+    difference.b_target = target_of(rank_b, b);
+    if (!targets_equal(difference.a_target, difference.b_target)) {
+        difference.kind = DIFF_ALIAS;
+        report(to, &difference);
+    }
+}
+
+uint64_t compare_tensors(const struct manifest_rank *a, const struct manifest_rank *b,
+                         difference_fn fn, void *ctx)
+{
+    struct report to = {.fn = fn, .ctx = ctx};
+    uint32_t i = 0;
+    uint32_t j = 0;
+
+    while (i < a->tensor_count || j < b->tensor_count) {
+        const struct tensor *at_a = i < a->tensor_count ? &a->tensors[i] : NULL;
+        const struct tensor *at_b = j < b->tensor_count ? &b->tensors[j] : NULL;
+        int order = at_a == NULL ? 1 : at_b == NULL ? -1 : tensor_name_compare(at_a, at_b);
+
+        if (order < 0) {
+            report(&to, &(struct difference){DIFF_MISSING, .name = at_a->name, .a = at_a});
+        } else if (order > 0) {
+            report(&to, &(struct difference){DIFF_EXTRA, .name = at_b->name, .b = at_b});
+        } else {
+            compare_pair(&to, a, at_a, b, at_b);
+        }
+        i += order <= 0;
+        j += order >= 0;
+    }
+    return to.count;
+}
+
+/* ---- telling ---- */
+
+static void put_dims(struct buf *out, const uint64_t *dims, uint32_t ndim)
+{
+    buf_append(out, "[", 1);
+    for (uint32_t i = 0; i < ndim; i++)
+        buf_printf(out, "%s%" PRIu64, i > 0 ? ", " : "", dims != NULL ? dims[i] : 0);
+    buf_append(out, "]", 1);
+}
+
+static void put_target(struct buf *out, const struct tensor *target)
+{
+    if (target == NULL)
+        buf_printf(out, "bytes of its own");
+    else
+        buf_printf(out, "an alias of %s", target->name);
+}
+
+/* What the difference is on one side; the side has the tensor. */
+static void put_side(struct buf *out, enum difference_kind kind, const struct tensor *tensor,
+                     const struct tensor *target)
+{
+    switch (kind) {
+    case DIFF_MISSING:
+    case DIFF_EXTRA:
+        buf_printf(out, "%s ", rf_dtype_name(tensor->dtype));
+        put_dims(out, tensor->shape, tensor->ndim);
+        break;
+    case DIFF_DTYPE:
+        buf_printf(out, "dtype %s", rf_dtype_name(tensor->dtype));
+        break;
+    case DIFF_SHAPE:
+        buf_printf(out, "shape ");
+        put_dims(out, tensor->shape, tensor->ndim);
+        break;
+    case DIFF_SLICE:
+        buf_printf(out, "slice ");
+        put_dims(out, tensor->shape, tensor->ndim);
+        buf_printf(out, " at ");
+        put_dims(out, tensor->slice_start, tensor->ndim);
+        buf_printf(out, " of ");
+        put_dims(out, tensor->global_shape, tensor->ndim);
+        break;
+    case DIFF_ALIAS:
+        put_target(out, target);
+        break;
+    case DIFF_CONTENT:
+        buf_printf(out, "other bytes");
+        break;
+    case DIFF_IDENTITY:
+        buf_printf(out, "another model");
+        break;
+    }
+}
+
+void difference_text(const struct difference *difference, const char *a_is, const char *b_is,
+                     struct buf *out)
+{
+    const struct tensor *a = difference->a;
+    const struct tensor *b = difference->b;
+
+    buf_printf(out, "%s: ", difference->name);
+    if (difference->kind == DIFF_CONTENT || difference->kind == DIFF_IDENTITY) {
+        put_side(out, difference->kind, NULL, NULL);
+        buf_printf(out, " %s than %s", b_is, a_is);
+        return;
+    }
+    /* The side that has it comes first: "BF16 [64] here, none there". */
+    const struct tensor *first = a != NULL ? a : b;
+    const struct tensor *second = a != NULL ? b : NULL;
+    put_side(out, difference->kind, first, a != NULL ? difference->a_target : difference->b_target);
+    buf_printf(out, " %s, ", a != NULL ? a_is : b_is);
+    if (second != NULL)
+        put_side(out, difference->kind, second, difference->b_target);
+    else
+        buf_printf(out, "none");
+    buf_printf(out, " %s", a != NULL ? b_is : a_is);
+}
+
+/* ---- explaining ---- */
+
+enum { KIND_COUNT = DIFF_IDENTITY + 1, EXPLAIN_SHOWN = 3 };
+
+struct explain {
+    uint64_t counts[KIND_COUNT];
+    uint64_t shown;
+    struct buf lines;
+};
+
+static void explain_one(void *ctx, const struct difference *difference)
+{
+    struct explain *explain = ctx;
+
+    explain->counts[difference->kind]++;
+    if (explain->shown == EXPLAIN_SHOWN)
+        return;
+    buf_printf(&explain->lines, "; ");
+    difference_text(difference, "wanted", "there", &explain->lines);
+    explain->shown++;
+}
+
+enum rf_code compare_explain(const struct manifest_rank *want, const struct manifest_rank *have,
+                             struct rf_error *err)
+{
+    static const char *const kinds[KIND_COUNT] = {
+        [DIFF_MISSING] = "missing",   [DIFF_EXTRA] = "not wanted",  [DIFF_DTYPE] = "other dtype",
+        [DIFF_SHAPE] = "other shape", [DIFF_SLICE] = "other slice", [DIFF_ALIAS] = "other alias",
+    };
+    struct explain explain = {.shown = 0};
+    BUF_AUTO struct buf counts = {0};
+    uint64_t count = compare_tensors(want, have, explain_one, &explain);
+
+    if (count == 0) {
+        buf_free(&explain.lines);
+        return RF_OK;
+    }
+    for (unsigned i = 0; i < KIND_COUNT; i++) {
+        if (explain.counts[i] > 0)
+            buf_printf(&counts, "%s%" PRIu64 " %s", counts.bytes > 0 ? ", " : "", explain.counts[i],
+                       kinds[i]);
+    }
+    if (explain.shown < count)
+        buf_printf(&explain.lines, "; ...");
+    rf_fail(err, RF_E_MISMATCH,
+            "%" PRIu64 " differences among %" PRIu32 " tensors wanted and %" PRIu32 " there: %s%s",
+            count, want->tensor_count, have->tensor_count,
+            counts.data != NULL ? (const char *)counts.data : "",
+            explain.lines.data != NULL ? (const char *)explain.lines.data : "");
+    buf_free(&explain.lines);
+    return RF_E_MISMATCH;
+}
