@@ -1,5 +1,6 @@
-/* Read with the byte tables of docs/wire-protocol.md beside it: each encoder and its decoder walk the same fields in the
- * same order, and what a decoder accepts, the encoder turns into the same bytes again (tests/fuzz/fuzz_chunk.c). */
+/* Read with the byte tables of docs/wire-protocol.md beside it: each encoder and its decoder walk
+ * the same fields in the same order, and what a decoder accepts, the encoder turns into the same
+ * bytes again (tests/fuzz/fuzz_chunk.c). */
 #include "wire/chunk.h"
 
 #include <assert.h>
@@ -312,8 +313,8 @@ static bool range_fits(const struct stream_range *range, uint64_t stream_bytes, 
         return false;
     if (range->count == 1 ? range->stride != 0 : range->stride < range->bytes)
         return false;
-    /* The last piece reaches furthest: offset + (count - 1) * stride + bytes. As no piece overlaps another,
-     * count * bytes is no more than that and cannot wrap either. */
+    /* The last piece reaches furthest: offset + (count - 1) * stride + bytes. As no piece overlaps
+     * another, count * bytes is no more than that and cannot wrap either. */
     if (__builtin_mul_overflow(range->count - 1, range->stride, &reach) ||
         __builtin_add_overflow(reach, range->offset, &reach) ||
         __builtin_add_overflow(reach, range->bytes, &reach) || reach > stream_bytes)

@@ -1,9 +1,10 @@
-/* Codec of the `map` transport's exchange over a Unix stream socket. Specified in docs/wire-protocol.md.
+/* Codec of the `map` transport's exchange over a Unix stream socket. Specified in
+ * docs/wire-protocol.md.
  *
  * reader -> seed: a hello as in wire/chunk.h, but beginning "rfmap/1\n", then u32 rank.
- * seed -> reader: a grant header with one SCM_RIGHTS message that carries the descriptors on its first byte, then the
- * u64 size of each descriptor, then the segments. A refusal is a grant whose status is not RF_OK, and text_bytes of a
- * line of text that says why. */
+ * seed -> reader: a grant header with one SCM_RIGHTS message that carries the descriptors on its
+ * first byte, then the u64 size of each descriptor, then the segments. A refusal is a grant whose
+ * status is not RF_OK, and text_bytes of a line of text that says why. */
 #ifndef WIRE_MAP_H
 #define WIRE_MAP_H
 
@@ -44,12 +45,13 @@ void map_hello_encode(const struct map_hello *hello, uint8_t out[MAP_HELLO_BYTES
 enum rf_code map_hello_decode(const uint8_t *buf, size_t len, struct map_hello *ret_hello,
                               struct rf_error *err);
 void map_grant_encode(const struct map_grant *grant, uint8_t out[MAP_GRANT_BYTES]);
-/* RF_E_PROTO: not this protocol, counts beyond the limits, a refusal that grants or a grant that explains. */
+/* RF_E_PROTO: not this protocol, counts beyond the limits, a refusal that grants or a grant that
+ * explains. */
 enum rf_code map_grant_decode(const uint8_t *buf, size_t len, struct map_grant *ret_grant,
                               struct rf_error *err);
 void map_segment_encode(const struct map_segment *segment, uint8_t out[MAP_SEGMENT_BYTES]);
-/* RF_E_PROTO: no bytes, an end beyond 2^64, fd_index >= MAP_MAX_FDS. Whether it lies inside the stream and its descriptor
- * is for the caller to check. */
+/* RF_E_PROTO: no bytes, an end beyond 2^64, fd_index >= MAP_MAX_FDS. Whether it lies inside the
+ * stream and its descriptor is for the caller to check. */
 enum rf_code map_segment_decode(const uint8_t *buf, size_t len, struct map_segment *ret_segment,
                                 struct rf_error *err);
 

@@ -1,4 +1,5 @@
-/* Little-endian integers read from and written to byte buffers. Structs are never cast onto buffers. */
+/* Little-endian integers read from and written to byte buffers. Structs are never cast onto
+ * buffers. */
 #ifndef WIRE_WIRE_H
 #define WIRE_WIRE_H
 
@@ -7,7 +8,8 @@
 #include <endian.h>
 #include <string.h>
 
-/* A reader over bytes from outside: a short read clears ok and yields 0, and so does every later one. */
+/* A reader over bytes from outside: a short read clears ok and yields 0, and so does every later
+ * one. */
 struct wire_in {
     const uint8_t *at;
     const uint8_t *end;
