@@ -37,7 +37,8 @@ struct instance_info {
     uint32_t rank_count;
     uint64_t digest_chunks_known;
     uint64_t digest_chunks_total;
-    struct endpoint endpoints[TRANSPORT_MAX_ENDPOINTS]; /* a wildcard host replaced by the host we dialled */
+    struct endpoint
+        endpoints[TRANSPORT_MAX_ENDPOINTS]; /* a wildcard host replaced by the host we dialled */
     uint32_t endpoint_count;
     const char *refused_transports;
     struct arena arena;

@@ -1,0 +1,171 @@
+/* What the files of the HTTP server share: server.c owns the threads, reply.c makes answers, routes_*.c decide them. */
+#ifndef CONTROL_INTERNAL_H
+#define CONTROL_INTERNAL_H
+
+#include "base/buf.h"
+#include "base/thread.h"
+#include "control/conns.h"
+#include "control/listen.h"
+#include "control/server.h"
+#include "control/target.h"
+
+#include <microhttpd.h>
+
+enum {
+    SERVER_MAX_STATUS = 600,
+    SERVER_MAX_BODY_BYTES = 64 << 10, /* of a request */
+    SERVER_MAX_SWALLOWED_BYTES =
+        1 << 20, /* of a body that is too large; beyond it the connection is closed */
+    SERVER_MAX_WAIT_MS = 30000,
+    SERVER_REASON_BYTES = RF_ERROR_TEXT_BYTES,
+};
+
+/* Bytes made once and sent many times. Immutable. */
+struct blob {
+    atomic_uint refs; /* relaxed to take, acquire-release to drop */
+    struct buf bytes;
+};
+struct blob *blob_create(struct buf *bytes,
+                         struct rf_error *err); /* takes bytes over, also on failure */
+struct blob *blob_ref(struct blob *blob);
+void blob_unref(struct blob *blob);
+
+/* What is made on first demand and kept for the seed's life. */
+struct cache {
+    struct mutex lock; /* also held while something is made: the others want the same */
+    struct blob *manifest RF_GUARDED_BY(lock);
+    struct blob *json RF_GUARDED_BY(lock);
+    struct blob **rank_json RF_GUARDED_BY(lock);   /* [rank_count] */
+    struct blob **rank_header RF_GUARDED_BY(lock); /* [rank_count] */
+    uint32_t rank_count RF_GUARDED_BY(lock);
+    char root[HASH_TEXT_BYTES] RF_GUARDED_BY(lock); /* "" until it is known */
+    /* The newest piece of digests: those who wait for news all ask for the same. */
+    struct blob *digests RF_GUARDED_BY(lock);
+    const struct digest_table *digests_of RF_GUARDED_BY(lock);
+    uint64_t digests_from RF_GUARDED_BY(lock);
+    uint64_t digests_known RF_GUARDED_BY(lock);
+};
+
+struct server {
+    struct seed *seed;
+    struct server_options options;
+    struct conns *conns;
+    struct MHD_Daemon *daemon;
+    struct cache cache;
+    uint16_t port;
+    bool host_is_wildcard;
+    char url[LISTEN_URL_BYTES];
+    uint64_t start_ns;
+    /* Relaxed: counters that nothing depends on. */
+    atomic_uint_fast64_t by_status[SERVER_MAX_STATUS];
+    atomic_uint_fast64_t body_bytes; /* handed out by bodies that are streamed */
+};
+
+enum server_method {
+    METHOD_GET = 1,
+    METHOD_HEAD = 2,
+    METHOD_POST = 4,
+    METHOD_PUT = 8,
+    METHOD_DELETE = 16,
+    METHOD_OTHER = 32,
+};
+
+/* From the request line to the end of the answer; one thread at a time. */
+struct request {
+    struct server *server;
+    struct conn *conn;
+    struct MHD_Connection *mhd;
+    char *text; /* the target's; holds its strings */
+    struct target target;
+    enum server_method method;
+    bool begun;
+    bool body_to_come;
+    bool too_large;
+    uint64_t body_seen;
+    struct buf body;
+    /* A wait for news: */
+    bool waited; /* it has happened: answer with what there is */
+    struct digest_table *wait_table;
+    uint32_t wait_rank;
+    uint64_t wait_from;
+    uint64_t wait_known; /* more than so many; UINT64_MAX: not asked */
+    bool wait_tensors;
+};
+
+/* An answer to be queued. A route that waits sets `wait` and nothing else. */
+struct reply {
+    unsigned status;
+    struct MHD_Response
+        *response; /* owned by the reply; NULL: out of memory, the connection is closed */
+    bool wait;
+    uint64_t wait_deadline_ns;
+};
+
+typedef void (*route_fn)(struct request *request, struct reply *reply);
+
+/* ---- reply.c ---- */
+
+/* Appends a newline to the text and sends it. Takes text over. */
+void reply_text(struct request *request, struct reply *reply, unsigned status, const char *type,
+                struct buf *text);
+void reply_json(struct request *request, struct reply *reply, unsigned status, struct buf *json);
+void reply_empty(struct request *request, struct reply *reply, unsigned status);
+void reply_blob(struct request *request, struct reply *reply, unsigned status, const char *type,
+                struct blob *blob);
+/* err's code and line, with the status that fits the code. */
+void reply_error(struct request *request, struct reply *reply, const struct rf_error *err);
+void reply_status(struct request *request, struct reply *reply, unsigned status, enum rf_code code,
+                  const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+void reply_header(struct reply *reply, const char *name, const char *value);
+
+/* A body read piece by piece from the store. */
+struct body_source {
+    struct blob *head; /* NULL, or the first bytes; a reference of the source's own */
+    enum { BODY_STREAM, BODY_FILE } kind;
+    uint32_t index;  /* of rank or file */
+    uint64_t offset; /* in the rank's stream or the file, of the first byte after head */
+    uint64_t bytes;  /* with head */
+    const char *type;
+    const char *etag; /* with its quotes, or NULL; borrowed for the call */
+};
+/* Answers GET and HEAD with the source, whole or the range asked for. Takes source->head over. */
+void reply_body(struct request *request, struct reply *reply, const struct body_source *source);
+
+/* ---- routes ---- */
+
+void route_health(struct request *request, struct reply *reply);
+void route_instance(struct request *request, struct reply *reply);
+void route_status_page(struct request *request, struct reply *reply);
+void route_metrics(struct request *request, struct reply *reply);
+void route_manifest(struct request *request, struct reply *reply);
+void route_digests(struct request *request, struct reply *reply);
+void route_tensor_digests(struct request *request, struct reply *reply);
+void route_lease(struct request *request, struct reply *reply);
+void route_file_list(struct request *request, struct reply *reply);
+void route_file(struct request *request, struct reply *reply);
+void route_tensor(struct request *request, struct reply *reply);
+void route_rank(struct request *request, struct reply *reply);
+
+/* ---- what routes share ---- */
+
+/* The store if the seed is in a state in which it may be read; else the error is the answer and NULL is returned. */
+struct store *route_store(struct request *request, struct reply *reply);
+/* The same for bodies of weights: not while draining, and everything served must be unchanged. */
+struct store *route_store_for_bytes(struct request *request, struct reply *reply);
+/* ?rank=, which may be left out where there is only one. */
+enum rf_code route_rank_argument(const struct request *request, const struct store *store,
+                                 uint32_t *ret_rank, struct rf_error *err);
+/* The model's root digest as text, "" while digests are missing. */
+void route_root_text(struct server *server, const struct store *store, char out[HASH_TEXT_BYTES]);
+/* Hex of the manifest's id. */
+void route_manifest_id(const struct manifest *manifest, char out[HASH_TEXT_BYTES]);
+/* Whether the wait of a request has come to its end. */
+bool route_news(void *ctx);
+
+void cache_init(struct cache *cache);
+void cache_free(struct cache *cache);
+/* The safetensors header of a rank; the reference is the caller's. NULL: err says why. */
+struct blob *cache_rank_header(struct cache *cache, const struct store *store, uint32_t rank,
+                               struct rf_error *err);
+
+#endif

@@ -1,0 +1,427 @@
+#include "control/server.h"
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "control/internal.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+
+enum {
+    SERVER_DEFAULT_CONNECTIONS = 1024,
+    SERVER_DEFAULT_REQUEST_MS = 10000,
+    SERVER_DEFAULT_IDLE_MS = 30000,
+    SERVER_CONNECTION_MEMORY = 32 << 10, /* a request line and headers must fit in it */
+    SERVER_MIN_THREADS = 2,              /* of a pool: libmicrohttpd wants more than one */
+    SERVER_MAX_THREADS = 4,
+    SERVER_STOP_MS = 500, /* answers under way when the server stops */
+};
+
+/* ---- the paths ---- */
+
+struct route {
+    const char *path; /* with a '/' at its end: everything below */
+    unsigned methods;
+    const char *args; /* those it knows; NULL: any */
+    route_fn fn;
+};
+
+static const struct route routes[] = {
+    {"/", METHOD_GET, NULL, route_status_page},
+    {"/healthz", METHOD_GET, NULL, route_health},
+    {"/metrics", METHOD_GET, NULL, route_metrics},
+    {"/v1/instance", METHOD_GET, "", route_instance},
+    {"/v1/manifest", METHOD_GET, "format rank", route_manifest},
+    {"/v1/digests", METHOD_GET, "rank from known wait_ms", route_digests},
+    {"/v1/tensor-digests", METHOD_GET, "rank from wait_ms", route_tensor_digests},
+    {"/v1/lease", METHOD_POST | METHOD_PUT | METHOD_DELETE, "", route_lease},
+    {"/v1/files", METHOD_GET, "", route_file_list},
+    {"/v1/files/", METHOD_GET, "", route_file},
+    {"/v1/tensors/", METHOD_GET, "rank", route_tensor},
+    {"/v1/ranks/", METHOD_GET, "", route_rank},
+};
+enum { ROUTE_COUNT = sizeof routes / sizeof routes[0] };
+
+static const char paths_text[] =
+    "GET / /healthz /metrics /v1/instance /v1/manifest /v1/digests /v1/tensor-digests /v1/files "
+    "/v1/files/NAME /v1/tensors/NAME /v1/ranks/R.safetensors; POST, PUT, DELETE /v1/lease";
+
+static const struct route *find_route(const char *path)
+{
+    for (unsigned i = 0; i < ROUTE_COUNT; i++) {
+        size_t bytes = strlen(routes[i].path);
+        bool below = bytes > 1 && routes[i].path[bytes - 1] == '/';
+        if (below ? strncmp(path, routes[i].path, bytes) == 0 : strcmp(path, routes[i].path) == 0)
+            return &routes[i];
+    }
+    return NULL;
+}
+
+static const struct {
+    const char *name;
+    enum server_method method;
+} methods[] = {
+    {"GET", METHOD_GET}, {"HEAD", METHOD_HEAD},     {"POST", METHOD_POST},
+    {"PUT", METHOD_PUT}, {"DELETE", METHOD_DELETE},
+};
+enum { METHOD_COUNT = sizeof methods / sizeof methods[0] };
+
+static enum server_method method_of(const char *name)
+{
+    for (unsigned i = 0; i < METHOD_COUNT; i++) {
+        if (strcmp(name, methods[i].name) == 0)
+            return methods[i].method;
+    }
+    return METHOD_OTHER;
+}
+
+static void reply_wrong_method(struct request *request, struct reply *reply,
+                               const struct route *route)
+{
+    char allow[64] = "";
+
+    for (unsigned i = 0; i < METHOD_COUNT; i++) {
+        enum server_method asks = methods[i].method == METHOD_HEAD ? METHOD_GET : methods[i].method;
+        if ((route->methods & (unsigned)asks) == 0)
+            continue;
+        size_t used = strlen(allow);
+        snprintf(allow + used, sizeof allow - used, "%s%s", used > 0 ? ", " : "", methods[i].name);
+    }
+    reply_status(request, reply, MHD_HTTP_METHOD_NOT_ALLOWED, RF_E_INVAL, "%s allows %s",
+                 request->target.path, allow);
+    reply_header(reply, MHD_HTTP_HEADER_ALLOW, allow);
+}
+
+/* Decides the answer. */
+static void dispatch(struct request *request, struct reply *reply)
+{
+    struct rf_error err = {.code = RF_OK};
+    enum server_method asks = request->method == METHOD_HEAD ? METHOD_GET : request->method;
+
+    if (request->too_large) {
+        reply_status(request, reply, MHD_HTTP_CONTENT_TOO_LARGE, RF_E_INVAL,
+                     "the body has more than %d bytes", SERVER_MAX_BODY_BYTES);
+        return;
+    }
+    if (request->target.path == NULL &&
+        target_parse(request->text, &request->target, &err) != RF_OK) {
+        reply_error(request, reply, &err);
+        return;
+    }
+    const struct route *route = find_route(request->target.path);
+    if (route == NULL) {
+        reply_status(request, reply, MHD_HTTP_NOT_FOUND, RF_E_INVAL, "no path %.100s: there are %s",
+                     request->target.path, paths_text);
+    } else if ((route->methods & (unsigned)asks) == 0) {
+        reply_wrong_method(request, reply, route);
+    } else if (route->args != NULL && target_only(&request->target, route->args, &err) != RF_OK) {
+        reply_error(request, reply, &err);
+    } else {
+        route->fn(request, reply);
+    }
+}
+
+/* ---- one request ---- */
+
+static enum MHD_Result send_reply(struct request *request, struct reply *reply)
+{
+    if (reply->response == NULL)
+        return MHD_NO;
+    enum MHD_Result result = MHD_queue_response(request->mhd, reply->status, reply->response);
+    MHD_destroy_response(reply->response);
+    if (reply->status < SERVER_MAX_STATUS)
+        atomic_fetch_add_explicit(&request->server->by_status[reply->status], 1,
+                                  memory_order_relaxed);
+    log_debug("http", "method=%d path=\"%s\" status=%u", (int)request->method,
+              request->target.path != NULL ? request->target.path : "?", reply->status);
+    return result;
+}
+
+static enum MHD_Result answer(struct request *request)
+{
+    struct reply reply = {.status = 0};
+
+    dispatch(request, &reply);
+    if (reply.wait) {
+        request->waited = true;
+        if (conns_wait(request->server->conns, request->conn, route_news, request,
+                       reply.wait_deadline_ns) == RF_OK)
+            return MHD_YES;
+        /* There will be no wait: answer with what there is. */
+        reply = (struct reply){.status = 0};
+        dispatch(request, &reply);
+    }
+    return send_reply(request, &reply);
+}
+
+/* Bytes of the body that the headers announce; 0 if they do not say. */
+static uint64_t announced_bytes(const struct request *request)
+{
+    const char *text =
+        MHD_lookup_connection_value(request->mhd, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    uint64_t bytes = 0;
+
+    if (text != NULL)
+        target_digits(text, strlen(text), UINT64_MAX, &bytes);
+    return bytes;
+}
+
+/* The headers are complete. A huge body is refused before it comes; a moderately large one is read to its end, since most
+ * clients look for an answer only then. */
+static enum MHD_Result begin(struct request *request, struct MHD_Connection *mhd,
+                             const char *method)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    uint64_t announced;
+
+    request->begun = true;
+    request->mhd = mhd;
+    request->conn = info != NULL ? info->socket_context : NULL;
+    request->method = method_of(method);
+    announced = announced_bytes(request);
+    bool chunked = MHD_lookup_connection_value(mhd, MHD_HEADER_KIND,
+                                               MHD_HTTP_HEADER_TRANSFER_ENCODING) != NULL;
+    request->body_to_come = announced > 0 || chunked;
+    conns_request(request->server->conns, request->conn, request->body_to_come);
+    if (announced > SERVER_MAX_SWALLOWED_BYTES) {
+        request->too_large = true;
+        return answer(request);
+    }
+    return MHD_YES;
+}
+
+static enum MHD_Result take_body(struct request *request, const char *data, size_t *bytes)
+{
+    request->body_seen += *bytes;
+    if (request->body_seen > SERVER_MAX_BODY_BYTES) {
+        request->too_large = true;
+        buf_free(&request->body);
+    } else {
+        buf_append(&request->body, data, *bytes);
+    }
+    *bytes = 0;
+    return request->body_seen <= SERVER_MAX_SWALLOWED_BYTES ? MHD_YES : MHD_NO;
+}
+
+static enum MHD_Result on_access(void *cls, struct MHD_Connection *mhd, const char *url,
+                                 const char *method, const char *version, const char *upload_data,
+                                 size_t *upload_data_size, void **con_cls)
+{
+    struct request *request = *con_cls;
+
+    (void)cls;
+    (void)url;
+    (void)version;
+    if (request == NULL)
+        return MHD_NO; /* there was no memory for it */
+    if (!request->begun)
+        return begin(request, mhd, method);
+    if (*upload_data_size > 0)
+        return take_body(request, upload_data, upload_data_size);
+    if (request->body_to_come)
+        conns_request(request->server->conns, request->conn, false);
+    request->body_to_come = false;
+    return answer(request);
+}
+
+/* The request line has come; its target as it was sent, before anything is decoded. */
+static void *on_request_line(void *cls, const char *target, struct MHD_Connection *mhd)
+{
+    struct request *request = calloc(1, sizeof *request);
+
+    (void)mhd;
+    if (request == NULL)
+        return NULL;
+    request->server = cls;
+    request->text = strdup(target != NULL ? target : "");
+    request->wait_known = UINT64_MAX;
+    if (request->text == NULL) {
+        free(request);
+        return NULL;
+    }
+    return request;
+}
+
+static void on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls,
+                         enum MHD_RequestTerminationCode why)
+{
+    struct request *request = *con_cls;
+
+    (void)cls;
+    (void)mhd;
+    (void)why;
+    if (request == NULL)
+        return;
+    if (request->begun)
+        conns_idle(request->server->conns, request->conn);
+    buf_free(&request->body);
+    free(request->text);
+    free(request);
+    *con_cls = NULL;
+}
+
+/* ---- connections ---- */
+
+static enum MHD_Result on_accept(void *cls, const struct sockaddr *address, socklen_t bytes)
+{
+    const struct server *server = cls;
+
+    (void)address;
+    (void)bytes;
+    return conns_admit(server->conns) ? MHD_YES : MHD_NO;
+}
+
+static void on_connection(void *cls, struct MHD_Connection *mhd, void **socket_context,
+                          enum MHD_ConnectionNotificationCode what)
+{
+    const struct server *server = cls;
+
+    if (what == MHD_CONNECTION_NOTIFY_CLOSED) {
+        conns_close(server->conns, *socket_context);
+        *socket_context = NULL;
+        return;
+    }
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
+    *socket_context = info != NULL ? conns_open(server->conns, info->connect_fd, mhd) : NULL;
+}
+
+/* We decode targets ourselves: libmicrohttpd would end them at "%00". */
+static size_t on_unescape(void *cls, struct MHD_Connection *mhd, char *text)
+{
+    (void)cls;
+    (void)mhd;
+    return strlen(text);
+}
+
+__attribute__((format(printf, 2, 0))) static void on_log(void *cls, const char *fmt, va_list args)
+{
+    char line[512];
+
+    (void)cls;
+    if (!log_enabled(LOG_DEBUG))
+        return;
+    vsnprintf(line, sizeof line, fmt, args);
+    line[strcspn(line, "\r\n")] = '\0';
+    log_debug("libmicrohttpd", "line=\"%s\"", line);
+}
+
+/* ---- start and stop ---- */
+
+static struct server_options with_defaults(const struct server_options *options)
+{
+    struct server_options full = *options;
+    struct rlimit files = {.rlim_cur = 0};
+
+    if (full.host == NULL)
+        full.host = "127.0.0.1";
+    if (full.max_connections == 0)
+        full.max_connections = SERVER_DEFAULT_CONNECTIONS;
+    if (full.request_timeout_ms == 0)
+        full.request_timeout_ms = SERVER_DEFAULT_REQUEST_MS;
+    if (full.idle_timeout_ms == 0)
+        full.idle_timeout_ms = SERVER_DEFAULT_IDLE_MS;
+    /* Half of the descriptors are left to the data plane and to the program around us. */
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur / 2 < full.max_connections) {
+        uint32_t fewer = files.rlim_cur / 2 > 8 ? (uint32_t)(files.rlim_cur / 2) : 8;
+        log_warn("fewer http connections",
+                 "wanted=%" PRIu32 " max=%" PRIu32 " reason=\"ulimit -n is %ju\"",
+                 full.max_connections, fewer, (uintmax_t)files.rlim_cur);
+        full.max_connections = fewer;
+    }
+    return full;
+}
+
+static bool is_wildcard(const char *host)
+{
+    return strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0 || strcmp(host, "[::]") == 0;
+}
+
+static enum rf_code start_daemon(struct server *server, int fd, struct rf_error *err)
+{
+    unsigned threads = thread_cpus();
+    unsigned idle_s = (server->options.idle_timeout_ms + 999) / 1000;
+
+    threads = threads < SERVER_MIN_THREADS ? SERVER_MIN_THREADS : threads;
+    threads = threads > SERVER_MAX_THREADS ? SERVER_MAX_THREADS : threads;
+    /* libmicrohttpd divides its limit among its threads, and a thread at its limit stops accepting; ours acts first. */
+    unsigned limit = (server->options.max_connections + 1024) * threads;
+    server->daemon = MHD_start_daemon(
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG,
+        0, on_accept, server, on_access, server, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
+        MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_THREAD_POOL_SIZE, threads,
+        MHD_OPTION_CONNECTION_LIMIT, limit, MHD_OPTION_CONNECTION_TIMEOUT, idle_s,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)SERVER_CONNECTION_MEMORY,
+        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_UNESCAPE_CALLBACK, on_unescape, NULL,
+        MHD_OPTION_URI_LOG_CALLBACK, on_request_line, server, MHD_OPTION_NOTIFY_COMPLETED,
+        on_completed, NULL, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
+    if (server->daemon == NULL)
+        return rf_fail(
+            err, RF_E_FAILED,
+            "the HTTP server cannot start on %s: libmicrohttpd refuses (--log-level debug "
+            "shows why)",
+            server->url);
+    return RF_OK;
+}
+
+enum rf_code server_start(const struct server_options *options, struct seed *seed,
+                          struct server **ret_server, struct rf_error *err)
+{
+    struct server *server = calloc(1, sizeof *server);
+    rf_autoclose int fd = -1;
+    enum rf_code code = RF_OK;
+
+    if (server == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for the HTTP server");
+    server->seed = seed;
+    server->options = with_defaults(options);
+    server->host_is_wildcard = is_wildcard(server->options.host);
+    server->start_ns = clock_now_ns();
+    cache_init(&server->cache);
+    const struct conns_options conns = {.max = server->options.max_connections,
+                                        .request_timeout_ms = server->options.request_timeout_ms,
+                                        .idle_timeout_ms = server->options.idle_timeout_ms};
+    code = listen_open(server->options.host, options->port, &fd, &server->port, server->url, err);
+    server->options.host = NULL; /* the caller's, for this call only */
+    if (code == RF_OK)
+        code = conns_create(&conns, &server->conns, err);
+    if (code == RF_OK)
+        code = start_daemon(server, fd, err);
+    if (code != RF_OK) {
+        conns_destroy(server->conns);
+        cache_free(&server->cache);
+        free(server);
+        return code;
+    }
+    fd = -1; /* libmicrohttpd's now */
+    log_info("http server listens", "url=%s", server->url);
+    *ret_server = server;
+    return RF_OK;
+}
+
+const char *server_url(const struct server *server)
+{
+    return server->url;
+}
+
+uint16_t server_port(const struct server *server)
+{
+    return server->port;
+}
+
+void server_stop(struct server *server)
+{
+    if (server == NULL)
+        return;
+    /* Not MHD_quiesce_daemon(): in 0.9.75 it races with its own threads for the descriptor, and the loser aborts. */
+    conns_stop(server->conns);
+    conns_quiet(server->conns, clock_deadline_ns(SERVER_STOP_MS));
+    MHD_stop_daemon(server->daemon);
+    conns_destroy(server->conns);
+    cache_free(&server->cache);
+    free(server);
+}
