@@ -1,0 +1,370 @@
+/* Whole programs: how soon a seed is ready, and what memory seed and fork take beside the weights. */
+#include "base/buf.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/size.h"
+#include "cli/bench/bench.h"
+#include "format/safetensors.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+enum {
+    START_READY_MS = 300000,
+    START_TENSOR_BYTES = 16 << 20,
+    START_MAX_TENSORS = 8192,
+    START_SMALL_PART = 16, /* of load_bytes: the smaller of the two models */
+};
+
+#define START_EXTRA_BYTES ((double)(UINT64_C(64) << 20))
+
+/* ---- a model on disk ---- */
+
+struct model_file {
+    char folder[256];
+    char path[300];
+    uint64_t bytes; /* of the tensors */
+};
+
+static enum rf_code model_header(uint64_t bytes, struct buf *out, struct rf_error *err)
+{
+    uint32_t count = (uint32_t)(bytes / START_TENSOR_BYTES);
+    struct st_tensor *tensors = calloc(START_MAX_TENSORS, sizeof(*tensors));
+    char(*names)[32] = calloc(START_MAX_TENSORS, sizeof(*names));
+    static const uint64_t shape[] = {START_TENSOR_BYTES};
+    enum rf_code code = RF_OK;
+
+    if (tensors == NULL || names == NULL)
+        code = rf_fail(err, RF_E_NOMEM, "no memory");
+    for (uint32_t i = 0; code == RF_OK && i < count; i++) {
+        int name_bytes = snprintf(names[i], sizeof(names[i]), "tensor.%05" PRIu32, i);
+
+        tensors[i] = (struct st_tensor){.name = names[i],
+                                        .name_bytes = (uint32_t)name_bytes,
+                                        .dtype = RF_DTYPE_U8,
+                                        .ndim = 1,
+                                        .shape = shape,
+                                        .bytes = START_TENSOR_BYTES};
+    }
+    if (code == RF_OK)
+        code = st_header_write(tensors, count, NULL, 0, out, err);
+    free(tensors);
+    free(names);
+    return code;
+}
+
+static enum rf_code put(int fd, const uint8_t *data, uint64_t bytes, struct rf_error *err)
+{
+    while (bytes > 0) {
+        ssize_t done = write(fd, data, bytes);
+
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done < 0)
+            return rf_fail_sys(err, "write the model for the benchmark");
+        data += done;
+        bytes -= (uint64_t)done;
+    }
+    return RF_OK;
+}
+
+static enum rf_code model_create(const char *where, uint64_t bytes, struct model_file *ret_model,
+                                 struct rf_error *err)
+{
+    struct model_file model = {.bytes = bytes / START_TENSOR_BYTES * START_TENSOR_BYTES};
+    BUF_AUTO struct buf header = {.data = NULL};
+    enum rf_code code = model_header(model.bytes, &header, err);
+
+    if (code != RF_OK)
+        return code;
+    snprintf(model.folder, sizeof(model.folder), "%.200s/rfork-bench-XXXXXX", where);
+    if (mkdtemp(model.folder) == NULL)
+        return rf_fail_sys(err, "make a folder in %s (--folder chooses another place)", where);
+    snprintf(model.path, sizeof(model.path), "%s/model.safetensors", model.folder);
+    rf_autoclose int fd = open(model.path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    rf_autofree uint8_t *piece = malloc(START_TENSOR_BYTES);
+    if (fd < 0)
+        code = rf_fail_sys(err, "create %s", model.path);
+    else if (piece == NULL)
+        code = rf_fail(err, RF_E_NOMEM, "no memory");
+    else
+        code = put(fd, header.data, header.bytes, err);
+    for (uint64_t at = 0; code == RF_OK && at < model.bytes; at += START_TENSOR_BYTES) {
+        memset(piece, (int)(at >> 24), START_TENSOR_BYTES);
+        code = put(fd, piece, START_TENSOR_BYTES, err);
+    }
+    *ret_model = model;
+    return code;
+}
+
+static void model_remove(const struct model_file *model)
+{
+    if (model->folder[0] == '\0')
+        return;
+    (void)unlink(model->path);
+    (void)rmdir(model->folder);
+}
+
+/* ---- programs ---- */
+
+struct program {
+    pid_t pid;
+    int out_fd;
+};
+
+static enum rf_code program_start(char *const words[], struct program *ret_program,
+                                  struct rf_error *err)
+{
+    int out[2];
+    posix_spawn_file_actions_t actions;
+
+    if (pipe2(out, O_CLOEXEC) != 0)
+        return rf_fail_sys(err, "pipe");
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
+    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+    int failed = posix_spawn(&ret_program->pid, "/proc/self/exe", &actions, NULL, words, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    close(out[1]);
+    ret_program->out_fd = out[0];
+    if (failed == 0)
+        return RF_OK;
+    close(out[0]);
+    errno = failed;
+    return rf_fail_sys(err, "start rfork %s", words[1]);
+}
+
+/* The ready line of a seed; *ret_url is what follows "url=". */
+static enum rf_code program_ready(const struct program *program, char ret_url[BENCH_TEXT_BYTES],
+                                  struct rf_error *err)
+{
+    uint64_t deadline_ns = clock_deadline_ns(START_READY_MS);
+    char line[1024];
+    size_t used = 0;
+
+    while (used + 1 < sizeof(line)) {
+        struct pollfd wait = {.fd = program->out_fd, .events = POLLIN};
+
+        if (poll(&wait, 1, clock_left_ms(deadline_ns)) <= 0)
+            return rf_fail(err, RF_E_TIMEOUT, "rfork serve was not ready within %d s",
+                           START_READY_MS / 1000);
+        ssize_t got = read(program->out_fd, line + used, 1);
+        if (got <= 0)
+            return rf_fail(err, RF_E_FAILED, "rfork serve ended before it was ready");
+        if (line[used] == '\n')
+            break;
+        used++;
+    }
+    line[used] = '\0';
+    const char *url = strstr(line, "url=");
+    if (url == NULL)
+        return rf_fail(err, RF_E_FAILED, "rfork serve said: %s", line);
+    snprintf(ret_url, BENCH_TEXT_BYTES, "%.*s", (int)strcspn(url + 4, " "), url + 4);
+    return RF_OK;
+}
+
+static void program_end(struct program *program, int signal_number, struct rusage *ret_usage)
+{
+    int status;
+
+    if (signal_number != 0)
+        kill(program->pid, signal_number);
+    while (wait4(program->pid, &status, 0, ret_usage) < 0 && errno == EINTR) {
+    }
+    close(program->out_fd);
+}
+
+/* ---- ready ---- */
+
+static enum rf_code ready_once(const struct model_file *model, double *ret_seconds,
+                               struct rf_error *err)
+{
+    char path[300];
+    char *words[] = {(char[]){"rfork"},
+                     (char[]){"serve"},
+                     (char[]){"--mmap"},
+                     (char[]){"--port"},
+                     (char[]){"0"},
+                     (char[]){"--model-path"},
+                     path,
+                     NULL};
+    char url[BENCH_TEXT_BYTES];
+    struct program program;
+    struct rusage usage;
+
+    snprintf(path, sizeof(path), "%s", model->folder);
+    uint64_t start_ns = clock_now_ns();
+    enum rf_code code = program_start(words, &program, err);
+    if (code != RF_OK)
+        return code;
+    code = program_ready(&program, url, err);
+    *ret_seconds = clock_seconds(start_ns, clock_now_ns());
+    program_end(&program, SIGTERM, &usage);
+    return code;
+}
+
+static enum rf_code ready_size(struct bench *bench, uint64_t bytes, struct rf_error *err)
+{
+    struct model_file model = {.bytes = 0};
+    char name[BENCH_TEXT_BYTES];
+    char text[SIZE_TEXT_BYTES];
+    enum rf_code code = model_create(bench->folder, bytes, &model, err);
+
+    if (code == RF_OK) {
+        snprintf(name, sizeof(name), "serve --mmap, %s in cache: ready",
+                 size_text(model.bytes, text));
+        struct bench_result *result = bench_result(bench, name);
+
+        for (unsigned i = 0; code == RF_OK && i < bench->rounds; i++) {
+            double seconds = 0;
+
+            code = ready_once(&model, &seconds, err);
+            samples_add(&result->samples, seconds);
+        }
+        bench_judge_most(result, "s", 0.2);
+        snprintf(result->note, sizeof(result->note), "from starting the process to its ready line");
+    }
+    model_remove(&model);
+    return code;
+}
+
+enum rf_code bench_start(struct bench *bench, struct rf_error *err)
+{
+    enum rf_code code = ready_size(bench, bench->load_bytes / START_SMALL_PART, err);
+
+    if (code == RF_OK)
+        code = ready_size(bench, bench->load_bytes, err);
+    return code;
+}
+
+/* ---- memory ---- */
+
+/* Anonymous memory, and shared memory made by the process (its memfds), wherever it is mapped. */
+static uint64_t process_memory(pid_t pid)
+{
+    char path[64];
+    char line[256];
+    uint64_t bytes = 0;
+    uint64_t kib;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    FILE *status = fopen(path, "re");
+    while (status != NULL && fgets(line, sizeof(line), status) != NULL) {
+        if (sscanf(line, "RssAnon: %" SCNu64, &kib) == 1)
+            bytes += kib * 1024;
+    }
+    if (status != NULL)
+        fclose(status);
+    snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
+    DIR *fds = opendir(path);
+    for (struct dirent *entry; fds != NULL && (entry = readdir(fds)) != NULL;) {
+        char target[128] = "";
+        struct stat st;
+
+        if (readlinkat(dirfd(fds), entry->d_name, target, sizeof(target) - 1) > 0 &&
+            strncmp(target, "/memfd:", 7) == 0 && fstatat(dirfd(fds), entry->d_name, &st, 0) == 0)
+            bytes += (uint64_t)st.st_blocks * 512;
+    }
+    if (fds != NULL)
+        closedir(fds);
+    return bytes;
+}
+
+static enum rf_code fork_memory(struct bench *bench, const char *url,
+                                const struct model_file *model, bool to_folder,
+                                struct rf_error *err)
+{
+    char out[300];
+    char url_text[BENCH_TEXT_BYTES];
+    char *words[] = {(char[]){"rfork"},
+                     (char[]){"fork"},
+                     (char[]){"--transport"},
+                     (char[]){"tcp"},
+                     (char[]){"--json"},
+                     url_text,
+                     to_folder ? (char[]){"-o"} : NULL,
+                     out,
+                     NULL};
+    struct bench_result *result =
+        bench_result(bench, to_folder ? "fork -o: memory" : "fork: memory beside the weights");
+    struct program program;
+    struct rusage usage = {.ru_maxrss = 0};
+
+    snprintf(url_text, sizeof(url_text), "%s", url);
+    snprintf(out, sizeof(out), "%s/out", model->folder);
+    enum rf_code code = program_start(words, &program, err);
+    if (code != RF_OK)
+        return code;
+    program_end(&program, 0, &usage);
+    double most = (double)usage.ru_maxrss * 1024;
+    samples_add(&result->samples, to_folder ? most : most - (double)model->bytes);
+    bench_judge_most(result, "bytes", START_EXTRA_BYTES);
+    snprintf(result->note, sizeof(result->note),
+             "largest resident set of `rfork fork --transport tcp`%s",
+             to_folder ? "; the files are not part of it" : ", less the weights");
+    if (to_folder) {
+        char file[320];
+
+        snprintf(file, sizeof(file), "%s/model.safetensors", out);
+        (void)unlink(file);
+        (void)rmdir(out);
+    }
+    return RF_OK;
+}
+
+static enum rf_code seed_memory(struct bench *bench, const struct model_file *model,
+                                struct rf_error *err)
+{
+    char path[300];
+    char url[BENCH_TEXT_BYTES];
+    char *words[] = {(char[]){"rfork"},
+                     (char[]){"serve"},
+                     (char[]){"--port"},
+                     (char[]){"0"},
+                     (char[]){"--model-path"},
+                     path,
+                     NULL};
+    struct program program;
+    struct rusage usage;
+
+    snprintf(path, sizeof(path), "%s", model->folder);
+    enum rf_code code = program_start(words, &program, err);
+    if (code != RF_OK)
+        return code;
+    code = program_ready(&program, url, err);
+    if (code == RF_OK)
+        code = fork_memory(bench, url, model, false, err);
+    if (code == RF_OK)
+        code = fork_memory(bench, url, model, true, err);
+    if (code == RF_OK) {
+        struct bench_result *result = bench_result(bench, "seed: memory beside the weights");
+
+        samples_add(&result->samples, (double)process_memory(program.pid) - (double)model->bytes);
+        bench_judge_most(result, "bytes", START_EXTRA_BYTES);
+        snprintf(result->note, sizeof(result->note),
+                 "anonymous and shared memory of `rfork serve` after two forks, less the weights");
+    }
+    program_end(&program, SIGTERM, &usage);
+    return code;
+}
+
+enum rf_code bench_memory(struct bench *bench, struct rf_error *err)
+{
+    struct model_file model = {.bytes = 0};
+    enum rf_code code = model_create(bench->folder, bench->load_bytes / 4, &model, err);
+
+    if (code == RF_OK)
+        code = seed_memory(bench, &model, err);
+    model_remove(&model);
+    return code;
+}
