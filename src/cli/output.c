@@ -1,0 +1,109 @@
+#include "cli/output.h"
+
+#include "cli/progress.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+/* One write per line, so that lines of several threads do not mix; a progress line gives way. */
+__attribute__((format(printf, 1, 0))) static void put_line(const char *fmt, va_list args)
+{
+    char line[RF_ERROR_TEXT_BYTES + 512];
+
+    vsnprintf(line, sizeof(line), fmt, args);
+    rf_text_sanitise(line);
+    progress_hide();
+    fprintf(stderr, "rfork: %s\n", line);
+}
+
+void output_note(const char *fmt, ...)
+{
+    va_list args;
+
+    va_start(args, fmt);
+    put_line(fmt, args);
+    va_end(args);
+}
+
+int output_error(const struct rf_error *err)
+{
+    output_note("%s", err->text[0] != '\0' ? err->text : rf_code_name(err->code));
+    return err->code > RF_OK && err->code < RF_AGAIN ? (int)err->code : (int)RF_E_FAILED;
+}
+
+int output_fail(enum rf_code code, const char *fmt, ...)
+{
+    va_list args;
+
+    va_start(args, fmt);
+    put_line(fmt, args);
+    va_end(args);
+    return (int)code;
+}
+
+int output_usage(const char *command, const char *fmt, ...)
+{
+    va_list args;
+
+    va_start(args, fmt);
+    put_line(fmt, args);
+    va_end(args);
+    fprintf(stderr, "Try 'rfork%s%s --help'.\n", command != NULL ? " " : "",
+            command != NULL ? command : "");
+    return RF_E_INVAL;
+}
+
+void output_line(const char *fmt, ...)
+{
+    va_list args;
+
+    progress_hide();
+    va_start(args, fmt);
+    vprintf(fmt, args);
+    va_end(args);
+    putchar('\n');
+    fflush(stdout);
+}
+
+int output_end(int exit_code)
+{
+    bool failed = fflush(stdout) != 0;
+    int saved = errno;
+
+    if (!failed && !ferror(stdout))
+        return exit_code;
+    if (failed && saved == EPIPE)
+        return exit_code;
+    char reason[128];
+    return output_fail(RF_E_SYS, "stdout: what was printed is not complete: %s",
+                       failed ? strerror_r(saved, reason, sizeof(reason)) : "a write failed");
+}
+
+void output_exit_codes(void)
+{
+    static const struct {
+        enum rf_code code;
+        const char *meaning;
+    } codes[] = {
+        {RF_OK, "done"},
+        {RF_E_FAILED, "failed in a way that has no code of its own; diff: they differ"},
+        {RF_E_INVAL, "the command line is wrong, or an output is in the way"},
+        {RF_E_SYS, "the operating system refused: no such file, port taken"},
+        {RF_E_FORMAT, "a file or folder is not what it should be"},
+        {RF_E_PROTO, "the peer broke the protocol, or speaks an unknown version"},
+        {RF_E_MISMATCH, "the two sides hold different models, tensors or digests"},
+        {RF_E_CORRUPT, "bytes do not match their digest"},
+        {RF_E_UNREACHABLE, "no seed answers there, or it went away"},
+        {RF_E_TIMEOUT, "a deadline passed"},
+        {RF_E_DENIED, "a token or permission was refused"},
+        {RF_E_NOMEM, "memory, disk space or places for readers would not suffice"},
+        {RF_E_CANCELLED, "a signal ended it before it was done"},
+        {RF_E_UNSUPPORTED, "not available here: no device, no such transport"},
+        {RF_E_CHANGED, "a file that is being served is no longer what it was"},
+    };
+
+    for (unsigned i = 0; i < sizeof(codes) / sizeof(codes[0]); i++)
+        printf("  %2d  %s\n", (int)codes[i].code, codes[i].meaning);
+}
