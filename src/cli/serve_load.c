@@ -1,0 +1,159 @@
+/* Where an instance's weights come from: files, or a seed. */
+#include "base/size.h"
+#include "cli/output.h"
+#include "cli/progress.h"
+#include "cli/serve.h"
+#include "cli/signals.h"
+#include "memory/region.h"
+#include "seed/load.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- from disk ---- */
+
+static void say_needs(const struct serve_command *command, const struct load_needs *needs,
+                      const struct model_folder *folder, const char *model)
+{
+    char tensors[SIZE_TEXT_BYTES];
+    char memory[SIZE_TEXT_BYTES];
+    char available[SIZE_TEXT_BYTES];
+
+    size_text(needs->tensor_bytes, tensors);
+    size_text(needs->memory_bytes, memory);
+    size_text(needs->available_bytes, available);
+    if (command->mmap)
+        output_note("%.200s: %s in %" PRIu32 " tensors, %" PRIu32 " file%s; serving from the page "
+                    "cache, taking %s of memory for headers and side files",
+                    model, tensors, needs->tensor_count, folder->weights_count,
+                    folder->weights_count == 1 ? "" : "s", memory);
+    else
+        output_note("%.200s: %s in %" PRIu32 " tensors, %" PRIu32 " file%s; taking %s of shared "
+                    "memory, %s available",
+                    model, tensors, needs->tensor_count, folder->weights_count,
+                    folder->weights_count == 1 ? "" : "s", memory, available);
+}
+
+/* The name that the manifest will have, known before there is one. */
+static void model_name(const struct serve_command *command, char *out, size_t room)
+{
+    const char *path = command->model_path;
+    size_t bytes = strlen(path);
+
+    while (bytes > 1 && path[bytes - 1] == '/')
+        bytes--;
+    const char *base = memrchr(path, '/', bytes);
+    base = base != NULL && base + 1 < path + bytes ? base + 1 : path;
+    snprintf(out, room, "%.*s", (int)(path + bytes - base), base);
+    if (command->model_name != NULL)
+        snprintf(out, room, "%s", command->model_name);
+}
+
+static enum rf_code load_files(const struct serve_command *command, struct serve_loaded *loaded,
+                               struct rf_error *err)
+{
+    struct model_folder folder;
+    struct load_needs needs;
+    struct load_options options = {
+        .memory = command->mmap ? LOAD_FILES : LOAD_MEMFD,
+        .direct = command->direct,
+        .threads = (unsigned)command->threads,
+        .chunk_bytes = (uint32_t)command->chunk_bytes,
+        .model_name = command->model_name,
+        .progress = progress_add,
+    };
+    enum rf_code code = hash_parse(command->digest, &options.algorithm, err);
+
+    if (code == RF_OK)
+        code = model_folder_open(command->model_path, &folder, err);
+    if (code != RF_OK)
+        return code;
+    load_needs(&folder, &options, &needs);
+    model_name(command, loaded->model, sizeof(loaded->model));
+    say_needs(command, &needs, &folder, loaded->model);
+    progress_begin(loaded->model, folder.weights_bytes);
+    code = load_folder(&folder, &options, &loaded->store, err);
+    progress_end();
+    model_folder_close(&folder);
+    loaded->source = command->mmap ? "page-cache" : "disk";
+    return code;
+}
+
+/* ---- from a seed ---- */
+
+static void say_taking(const struct serve_command *command, const struct remote *remote)
+{
+    const struct manifest *manifest = remote_manifest(remote);
+    char bytes[SIZE_TEXT_BYTES];
+    char available[SIZE_TEXT_BYTES];
+
+    size_text(manifest_total_bytes(manifest), bytes);
+    if (transfer_maps(&command->transfer, remote))
+        output_note("%.200s: %s in %" PRIu64 " tensors from %s; sharing its memory",
+                    manifest->model, bytes, remote_info(remote)->tensor_count, command->from);
+    else
+        output_note("%.200s: %s in %" PRIu64 " tensors from %s; taking %s of shared memory, %s "
+                    "available",
+                    manifest->model, bytes, remote_info(remote)->tensor_count, command->from, bytes,
+                    size_text(memory_available(), available));
+}
+
+static enum rf_code load_seed(const struct serve_command *command, struct serve_loaded *loaded,
+                              struct rf_error *err)
+{
+    const struct transfer_options *transfer = &command->transfer;
+    struct remote_options options;
+    struct remote_result result;
+    struct remote *remote = NULL;
+
+    transfer_remote_options(transfer, &options);
+    enum rf_code code = remote_open(command->from, &options, transfer->wait_ready_ms, &remote, err);
+    if (code != RF_OK)
+        return code;
+    say_taking(command, remote);
+    snprintf(loaded->model, sizeof(loaded->model), "%s", remote_manifest(remote)->model);
+    progress_begin(loaded->model, manifest_total_bytes(remote_manifest(remote)));
+    code = remote_fork_memory(remote, transfer->copy ? REMOTE_COPY : REMOTE_SHARE, transfer->verify,
+                              &loaded->store, &result, err);
+    progress_end();
+    remote_close(remote);
+    if (code != RF_OK)
+        return code;
+    loaded->source = command->from;
+    loaded->verified = result.verified;
+    snprintf(loaded->transport, sizeof(loaded->transport), "%s", result.transport);
+    snprintf(loaded->reason, sizeof(loaded->reason), "%s", result.reason);
+    return RF_OK;
+}
+
+/* ---- which of them ---- */
+
+/* Whether another source may be better off: the seed is not there, not ready, full, or went away. What is wrong with its
+ * bytes, or with the command line, must be seen. */
+static bool may_fall_back(enum rf_code code)
+{
+    return code == RF_E_UNREACHABLE || code == RF_E_TIMEOUT || code == RF_E_CHANGED ||
+           code == RF_E_NOMEM;
+}
+
+enum rf_code serve_load(const struct serve_command *command, struct serve_loaded *ret_loaded,
+                        struct rf_error *err)
+{
+    bool falls_back = strcmp(command->load_format, "auto") == 0 && command->model_path != NULL;
+    struct rf_error error;
+
+    if (command->from == NULL)
+        return load_files(command, ret_loaded, err);
+    atomic_store_explicit(&ret_loaded->notices_cancel, true, memory_order_release);
+    enum rf_code code = load_seed(command, ret_loaded, &error);
+    atomic_store_explicit(&ret_loaded->notices_cancel, false, memory_order_release);
+    if (code != RF_OK && falls_back && may_fall_back(code) && !signals_came()) {
+        output_note("no weights from the seed (%s); loading %s instead", error.text,
+                    command->model_path);
+        return load_files(command, ret_loaded, err);
+    }
+    if (code != RF_OK && err != NULL)
+        *err = error;
+    return code;
+}

@@ -1,0 +1,80 @@
+#include "cli/transfer.h"
+
+#include "cli/output.h"
+#include "cli/progress.h"
+#include "cli/signals.h"
+
+#include <string.h>
+
+int transfer_check(const char *command, const struct transfer_options *options)
+{
+    const struct transport *transport;
+    struct rf_error error;
+
+    if (options->verify && options->no_verify)
+        return output_usage(command, "%s: --verify and --no-verify contradict each other", command);
+    if (options->timeout_ms == 0)
+        return output_usage(command, "%s: --timeout: 0 leaves no time at all", command);
+    if (strcmp(options->transport, "auto") != 0 &&
+        transport_find(options->transport, &transport, &error) != RF_OK)
+        return output_usage(command, "%s: --transport: %s", command, error.text);
+    return OPTIONS_GO_ON;
+}
+
+void transfer_remote_options(const struct transfer_options *options,
+                             struct remote_options *ret_options)
+{
+    *ret_options = (struct remote_options){
+        .transport = options->transport,
+        .connections = (unsigned)options->connections,
+        .verify = !options->no_verify,
+        .timeout_ms = options->timeout_ms,
+        .retries = (uint32_t)options->retries,
+        .cancel = signals_flag(),
+        .cancel_fd = signals_fd(),
+        .progress = progress_set,
+    };
+}
+
+bool transfer_maps(const struct transfer_options *options, const struct remote *remote)
+{
+    return !options->copy && remote_choice(remote)->transport->map != NULL;
+}
+
+const char *transfer_root_text(const struct remote *remote, const struct remote_result *result,
+                               char out[HASH_TEXT_BYTES])
+{
+    if (!result->root_known) {
+        out[0] = '\0';
+        return out;
+    }
+    return hash_text(remote_manifest(remote)->algorithm, result->root, out);
+}
+
+void transfer_json(const struct remote *remote, const struct remote_result *result,
+                   struct jsonout *out)
+{
+    const struct instance_info *info = remote_info(remote);
+    char root[HASH_TEXT_BYTES];
+
+    jsonout_text(out, "url", client_url(remote_client(remote)));
+    jsonout_text(out, "model", info->model);
+    jsonout_u64(out, "tensors", info->tensor_count);
+    jsonout_u64(out, "ranks", remote_manifest(remote)->rank_count);
+    jsonout_u64(out, "bytes", result->bytes);
+    jsonout_double(out, "seconds", result->seconds);
+    /* Of a mapping no byte moved: a rate would be an invention. */
+    if (result->mapped || result->seconds <= 0)
+        jsonout_null(out, "bytes_per_s");
+    else
+        jsonout_double(out, "bytes_per_s", (double)result->bytes / result->seconds);
+    jsonout_text(out, "transport", result->transport);
+    jsonout_text(out, "reason", result->reason);
+    jsonout_bool(out, "mapped", result->mapped);
+    jsonout_bool(out, "verified", result->verified);
+    jsonout_text_or_null(out, "root_digest", transfer_root_text(remote, result, root));
+    jsonout_u64(out, "chunks", result->chunks);
+    jsonout_u64(out, "chunks_retried", result->chunks_retried);
+    jsonout_u64(out, "connections", result->connections);
+    jsonout_u64(out, "wire_bytes", result->wire_bytes);
+}
