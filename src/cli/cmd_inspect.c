@@ -1,0 +1,295 @@
+/* `rfork inspect`: what a seed, folder or file holds. */
+#include "base/size.h"
+#include "cli/commands.h"
+#include "cli/jsonout.h"
+#include "cli/options.h"
+#include "cli/output.h"
+#include "cli/source.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+struct inspect_command {
+    bool json;
+    bool tensors;
+    bool digest;
+    uint64_t timeout_ms;
+};
+
+static const struct option_spec inspect_options[] = {
+    {.name = "tensors",
+     .type = OPTION_FLAG,
+     .offset = offsetof(struct inspect_command, tensors),
+     .help = "List every tensor: name, dtype, shape, bytes."},
+    {.name = "digest",
+     .type = OPTION_FLAG,
+     .offset = offsetof(struct inspect_command, digest),
+     .help = "Work out the root digest: reads every byte of a folder; waits for a seed that is "
+             "still at it."},
+    {.name = "json",
+     .type = OPTION_FLAG,
+     .offset = offsetof(struct inspect_command, json),
+     .help = "Print one JSON object instead of lines."},
+    {.name = "timeout",
+     .type = OPTION_DURATION,
+     .arg = "TIME",
+     .fallback = "10s",
+     .env = "RFORK_TIMEOUT",
+     .offset = offsetof(struct inspect_command, timeout_ms),
+     .help = "How long to wait for a seed's answer."},
+};
+
+static const struct command_spec inspect_spec = {
+    .name = "inspect",
+    .operands = "URL|DIR|FILE",
+    .min_operands = 1,
+    .max_operands = 1,
+    .summary = "say what a seed, folder or file holds",
+    .text =
+        "Says what model a seed, a folder or a .safetensors file holds: identity, ranks, tensors, "
+        "dtypes, files and root digest. Reads headers only, unless --digest is given.\n",
+    OPTION_ROWS(inspect_options),
+    .examples = "  rfork inspect http://127.0.0.1:30000\n"
+                "  rfork inspect --tensors --json models/llama\n"
+                "  rfork inspect --digest model.safetensors\n",
+    .exits = "  0 done; 2 wrong command line; 3 no such file; 4 not a model;\n"
+             "  8 no seed answers; 9 a deadline passed\n",
+};
+
+struct inspect {
+    const struct inspect_command *command;
+    struct source source;
+    char root[HASH_TEXT_BYTES]; /* "" if not known */
+    char id[HASH_TEXT_BYTES];
+    struct source_dtype dtypes[RF_DTYPE_COUNT];
+    uint64_t tensors;
+};
+
+/* ---- for people ---- */
+
+static const char *or_dash(const char *text)
+{
+    return text != NULL && text[0] != '\0' ? text : "-";
+}
+
+static void print_seed(const struct inspect *inspect)
+{
+    const struct instance_info *info = &inspect->source.info;
+
+    printf("seed           %s, %s%s%s\n", client_url(inspect->source.client), info->state,
+           info->state_reason[0] != '\0' ? ": " : "", info->state_reason);
+    printf("instance       %s, rfork %s, host %s\n", info->instance_id, or_dash(info->version),
+           or_dash(info->host_id));
+    printf("transports    ");
+    for (uint32_t i = 0; i < info->endpoint_count; i++)
+        printf("%s %s %s", i > 0 ? "," : "", info->endpoints[i].transport,
+               info->endpoints[i].address);
+    printf("%s\n", info->endpoint_count == 0 ? " none" : "");
+    if (info->refused_transports[0] != '\0')
+        printf("not offered    %s\n", info->refused_transports);
+}
+
+static void print_dtypes(const struct inspect *inspect)
+{
+    const char *between = "";
+    char text[SIZE_TEXT_BYTES];
+
+    printf("dtypes         ");
+    for (unsigned i = 0; i < RF_DTYPE_COUNT; i++) {
+        const struct source_dtype *dtype = &inspect->dtypes[i];
+
+        if (dtype->tensors == 0)
+            continue;
+        printf("%s%s: %" PRIu64 " tensor%s, %s", between, rf_dtype_name((enum rf_dtype)i),
+               dtype->tensors, dtype->tensors == 1 ? "" : "s", size_text(dtype->bytes, text));
+        between = "; ";
+    }
+    printf("%s\n", inspect->tensors == 0 ? "none" : "");
+}
+
+static void print_ranks(const struct manifest *manifest)
+{
+    char name[64];
+    char bytes[SIZE_TEXT_BYTES];
+    char chunk[SIZE_TEXT_BYTES];
+
+    for (uint32_t i = 0; i < manifest->rank_count; i++) {
+        const struct manifest_rank *rank = &manifest->ranks[i];
+
+        printf("rank           %s: %" PRIu32 " tensors, %s, %" PRIu64 " chunks of %s\n",
+               rank_id_text(&rank->id, name), rank->tensor_count,
+               size_text(rank->stream_bytes, bytes), manifest_chunk_count(manifest, i),
+               size_text(manifest->chunk_bytes, chunk));
+    }
+}
+
+static void print_files(const struct manifest *manifest)
+{
+    char bytes[SIZE_TEXT_BYTES];
+
+    for (uint32_t i = 0; i < manifest->file_count; i++)
+        printf("%-15s%s, %s\n",
+               manifest->files[i].kind == FILE_WEIGHTS ? "weight file" : "side file",
+               manifest->files[i].name, size_text(manifest->files[i].bytes, bytes));
+}
+
+static void print_tensors(const struct manifest *manifest)
+{
+    for (uint32_t r = 0; r < manifest->rank_count; r++) {
+        const struct manifest_rank *rank = &manifest->ranks[r];
+
+        for (uint32_t i = 0; i < rank->tensor_count; i++) {
+            const struct tensor *tensor = &rank->tensors[i];
+
+            printf("tensor         %s %s [", tensor->name, rf_dtype_name(tensor->dtype));
+            for (uint32_t d = 0; d < tensor->ndim; d++)
+                printf("%s%" PRIu64, d > 0 ? ", " : "", tensor->shape[d]);
+            printf("] %" PRIu64, tensor->bytes);
+            if (tensor->alias_of != MANIFEST_NONE)
+                printf(" = %s", rank->tensors[tensor->alias_of].name);
+            putchar('\n');
+        }
+    }
+}
+
+static void inspect_lines(const struct inspect *inspect)
+{
+    static const char *const stages[] = {"checkpoint", "fused", "processed"};
+    const struct manifest *manifest = inspect->source.manifest;
+    char bytes[SIZE_TEXT_BYTES];
+
+    printf("model          %s (%s)\n", manifest->model,
+           manifest->architecture[0] != '\0' ? manifest->architecture : "unknown architecture");
+    if (inspect->source.client != NULL)
+        print_seed(inspect);
+    else
+        printf("path           %s\n", inspect->source.text);
+    printf("stage          %s, layout %s, quantisation %s, weight version %" PRIu64 "\n",
+           manifest->stage < STAGE_COUNT ? stages[manifest->stage] : "?", manifest->layout,
+           or_dash(manifest->quantisation), manifest->weight_version);
+    printf("tensors        %" PRIu64 ", %s\n", inspect->tensors,
+           size_text(manifest_total_bytes(manifest), bytes));
+    print_dtypes(inspect);
+    print_ranks(manifest);
+    print_files(manifest);
+    printf("manifest       %s\n", inspect->id);
+    if (inspect->root[0] != '\0')
+        printf("root digest    %s\n", inspect->root);
+    else
+        printf("root digest    not made yet: --digest %s\n",
+               inspect->source.client != NULL ? "waits for it" : "reads all bytes");
+    if (inspect->command->tensors)
+        print_tensors(manifest);
+}
+
+/* ---- for programs ---- */
+
+static void json_seed(const struct inspect *inspect, struct jsonout *out)
+{
+    const struct instance_info *info = &inspect->source.info;
+
+    jsonout_text(out, "url", client_url(inspect->source.client));
+    jsonout_text(out, "state", info->state);
+    jsonout_text(out, "state_reason", info->state_reason);
+    jsonout_text(out, "instance_id", info->instance_id);
+    jsonout_text(out, "version", info->version);
+    jsonout_text(out, "host_id", info->host_id);
+    jsonout_u64(out, "digest_chunks_known", info->digest_chunks_known);
+    jsonout_u64(out, "digest_chunks_total", info->digest_chunks_total);
+    jsonout_open(out, "endpoints", '[');
+    for (uint32_t i = 0; i < info->endpoint_count; i++) {
+        jsonout_open(out, NULL, '{');
+        jsonout_text(out, "transport", info->endpoints[i].transport);
+        jsonout_text(out, "address", info->endpoints[i].address);
+        jsonout_close(out, '}');
+    }
+    jsonout_close(out, ']');
+    jsonout_text(out, "refused_transports", info->refused_transports);
+}
+
+static void json_dtypes(const struct inspect *inspect, struct jsonout *out)
+{
+    jsonout_open(out, "dtypes", '{');
+    for (unsigned i = 0; i < RF_DTYPE_COUNT; i++) {
+        if (inspect->dtypes[i].tensors == 0)
+            continue;
+        jsonout_open(out, rf_dtype_name((enum rf_dtype)i), '{');
+        jsonout_u64(out, "tensors", inspect->dtypes[i].tensors);
+        jsonout_u64(out, "bytes", inspect->dtypes[i].bytes);
+        jsonout_close(out, '}');
+    }
+    jsonout_close(out, '}');
+}
+
+/* manifest_json() knows all of ranks, tensors and files; here is what belongs to this view of it. */
+static enum rf_code inspect_json(const struct inspect *inspect, struct rf_error *err)
+{
+    const struct manifest *manifest = inspect->source.manifest;
+    struct jsonout out = {.comma = false};
+
+    jsonout_open(&out, NULL, '{');
+    jsonout_text(&out, "kind", inspect->source.client != NULL ? "seed" : "files");
+    if (inspect->source.client != NULL)
+        json_seed(inspect, &out);
+    else
+        jsonout_text(&out, "path", inspect->source.text);
+    jsonout_text(&out, "model", manifest->model);
+    jsonout_text(&out, "architecture", manifest->architecture);
+    jsonout_u64(&out, "tensors", inspect->tensors);
+    jsonout_u64(&out, "bytes", manifest_total_bytes(manifest));
+    json_dtypes(inspect, &out);
+    jsonout_u64(&out, "ranks", manifest->rank_count);
+    jsonout_u64(&out, "files", manifest->file_count);
+    jsonout_text(&out, "manifest_id", inspect->id);
+    jsonout_text_or_null(&out, "root_digest", inspect->root);
+    if (inspect->command->tensors) {
+        buf_printf(&out.buf, ", \"manifest\": ");
+        manifest_json(manifest, MANIFEST_NONE, &out.buf);
+    }
+    jsonout_close(&out, '}');
+    return jsonout_print(&out, err);
+}
+
+/* ---- the command ---- */
+
+static enum rf_code inspect_run(struct inspect *inspect, struct rf_error *err)
+{
+    const struct manifest *manifest = inspect->source.manifest;
+    uint8_t root[HASH_MAX_BYTES];
+
+    inspect->tensors = source_dtypes(manifest, inspect->dtypes);
+    /* The id is made by the manifest's own hash, whatever digests the weights have. */
+    snprintf(inspect->id, sizeof(inspect->id), "%s",
+             strchr(hash_text(HASH_XXH3_128, manifest->id, inspect->id), ':') + 1);
+    if (inspect->source.client != NULL)
+        snprintf(inspect->root, sizeof(inspect->root), "%s", inspect->source.info.root_digest);
+    if (inspect->command->digest && inspect->root[0] == '\0') {
+        enum rf_code code = source_root(&inspect->source, root, err);
+
+        if (code != RF_OK)
+            return code;
+        hash_text(manifest->algorithm, root, inspect->root);
+    }
+    if (inspect->command->json)
+        return inspect_json(inspect, err);
+    inspect_lines(inspect);
+    return RF_OK;
+}
+
+int cmd_inspect(int argc, char **argv)
+{
+    struct inspect_command command = {.json = false};
+    struct inspect inspect = {.command = &command};
+    struct rf_error error;
+    unsigned operands;
+    int exit_code = options_parse(&inspect_spec, argc, argv, &command, &operands);
+
+    if (exit_code != OPTIONS_GO_ON)
+        return exit_code;
+    enum rf_code code = source_open(argv[1], command.timeout_ms, NULL, &inspect.source, &error);
+    if (code == RF_OK)
+        code = inspect_run(&inspect, &error);
+    source_close(&inspect.source);
+    return output_end(code != RF_OK ? output_error(&error) : RF_OK);
+}

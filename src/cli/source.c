@@ -1,0 +1,251 @@
+#include "cli/source.h"
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/thread.h"
+#include "cli/progress.h"
+#include "cli/signals.h"
+#include "seed/load.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+enum {
+    SOURCE_DIGEST_WAIT_MS = 1000, /* one request for digests waits so long for news */
+    SOURCE_SLOW_BYTES_PER_MS =
+        100 * 1000, /* a seed that reads its files slower than this has died */
+};
+
+bool source_is_url(const char *text)
+{
+    const char *colon = strrchr(text, ':');
+
+    if (strstr(text, "://") != NULL)
+        return true;
+    return colon != NULL && colon != text && colon[1] != '\0' &&
+           strspn(colon + 1, "0123456789") == strlen(colon + 1) && strchr(text, '/') == NULL &&
+           access(text, F_OK) != 0;
+}
+
+static enum rf_code open_seed(struct source *source, struct rf_error *err)
+{
+    const struct client_options options = {
+        .timeout_ms = source->timeout_ms,
+        .cancel = signals_flag(),
+    };
+    enum rf_code code = client_create(source->text, &options, &source->client, err);
+
+    if (code == RF_OK)
+        code = client_instance(source->client, &source->info, err);
+    if (code == RF_OK && strcmp(source->info.state, "failed") == 0)
+        code = rf_fail(err, RF_E_CHANGED, "%s has stopped serving: %s", client_url(source->client),
+                       source->info.state_reason);
+    if (code == RF_OK)
+        code = client_manifest(source->client, &source->manifest, err);
+    return code;
+}
+
+static enum rf_code open_folder(struct source *source, enum hash_algorithm algorithm,
+                                uint32_t chunk_bytes, struct rf_error *err)
+{
+    const struct load_options options = {
+        .memory = LOAD_FILES,
+        .algorithm = algorithm,
+        .chunk_bytes = chunk_bytes,
+    };
+    struct model_folder folder;
+    enum rf_code code = model_folder_open(source->text, &folder, err);
+
+    if (code != RF_OK)
+        return code;
+    code = load_folder(&folder, &options, &source->store, err);
+    model_folder_close(&folder);
+    if (code == RF_OK)
+        source->manifest = manifest_ref(source->store->manifest);
+    return code;
+}
+
+enum rf_code source_open_as(const char *text, uint64_t timeout_ms, enum hash_algorithm algorithm,
+                            uint32_t chunk_bytes, struct source *ret_source, struct rf_error *err)
+{
+    *ret_source = (struct source){.text = text, .timeout_ms = timeout_ms};
+    if (source_is_url(text))
+        return open_seed(ret_source, err);
+    return open_folder(ret_source, algorithm, chunk_bytes, err);
+}
+
+enum rf_code source_open(const char *text, uint64_t timeout_ms, const struct manifest *like,
+                         struct source *ret_source, struct rf_error *err)
+{
+    enum hash_algorithm algorithm = like != NULL ? like->algorithm : 0;
+    uint32_t chunk_bytes = like != NULL ? like->chunk_bytes : 0;
+
+    return source_open_as(text, timeout_ms, algorithm, chunk_bytes, ret_source, err);
+}
+
+void source_close(struct source *source)
+{
+    client_destroy(source->client);
+    instance_info_free(&source->info);
+    store_destroy(source->store);
+    manifest_unref(source->manifest);
+    *source = (struct source){.text = NULL};
+}
+
+/* ---- roots ---- */
+
+/* Waits as long as the seed makes progress. */
+static enum rf_code fetch_table(struct source *source, uint32_t rank, struct digest_table *table,
+                                struct rf_error *err)
+{
+    uint64_t count = digest_table_count(table);
+    uint64_t known = 0;
+    uint64_t deadline_ns = clock_deadline_ns(source->timeout_ms);
+
+    while (known < count) {
+        enum rf_code code = client_digests(source->client, rank, SOURCE_DIGEST_WAIT_MS, table, err);
+        uint64_t now = digest_table_known(table);
+
+        if (code != RF_OK)
+            return code;
+        if (signals_came())
+            return rf_fail(err, RF_E_CANCELLED, "interrupted");
+        if (now > known)
+            deadline_ns = clock_deadline_ns(source->timeout_ms);
+        else if (now < count && clock_left_ms(deadline_ns) == 0)
+            return rf_fail(err, RF_E_TIMEOUT,
+                           "%s: %" PRIu64 " of %" PRIu64 " digests are made and no more came in "
+                           "%" PRIu64 " ms: wait longer with --timeout",
+                           source->text, now, count, source->timeout_ms);
+        known = now;
+    }
+    return RF_OK;
+}
+
+static enum rf_code seed_root(struct source *source, uint8_t ret_root[HASH_MAX_BYTES],
+                              struct rf_error *err)
+{
+    const struct manifest *manifest = source->manifest;
+    uint8_t(*roots)[HASH_MAX_BYTES] = calloc((size_t)manifest->rank_count + 1, sizeof(*roots));
+    enum rf_code code = roots != NULL ? RF_OK : rf_fail(err, RF_E_NOMEM, "no memory for digests");
+
+    for (uint32_t i = 0; code == RF_OK && i < manifest->rank_count; i++) {
+        struct digest_table *table =
+            digest_table_create(manifest->algorithm, manifest_chunk_count(manifest, i));
+
+        code = table != NULL ? fetch_table(source, i, table, err)
+                             : rf_fail(err, RF_E_NOMEM, "no memory for digests");
+        if (code == RF_OK)
+            code = digest_rank_root(manifest, i, table, roots[i], err);
+        digest_table_destroy(table);
+    }
+    if (code == RF_OK)
+        code = digest_model_root(manifest, (const uint8_t(*)[HASH_MAX_BYTES])roots, ret_root, err);
+    free(roots);
+    return code;
+}
+
+static enum rf_code folder_root(struct source *source, uint8_t ret_root[HASH_MAX_BYTES],
+                                struct rf_error *err)
+{
+    enum rf_code code = store_digest(source->store, thread_cpus(), signals_flag(), err);
+
+    /* What was read is one model only if nobody wrote to it meanwhile. */
+    if (code == RF_OK)
+        code = store_check(source->store, err);
+    if (code == RF_OK)
+        code = store_root(source->store, ret_root, err);
+    return code;
+}
+
+enum rf_code source_root(struct source *source, uint8_t ret_root[HASH_MAX_BYTES],
+                         struct rf_error *err)
+{
+    return source->client != NULL ? seed_root(source, ret_root, err)
+                                  : folder_root(source, ret_root, err);
+}
+
+/* ---- tensors ---- */
+
+struct tensor_job {
+    const struct store *store;
+    uint32_t rank;
+    struct digest_table *table;
+};
+
+static enum rf_code tensor_item(void *ctx, uint64_t item, struct rf_error *err)
+{
+    struct tensor_job *job = ctx;
+    const struct tensor *tensor = &job->store->manifest->ranks[job->rank].tensors[item];
+    uint8_t digest[HASH_MAX_BYTES];
+
+    if (signals_came())
+        return rf_fail(err, RF_E_CANCELLED, "interrupted");
+    enum rf_code code = store_tensor_digest(job->store, job->rank, (uint32_t)item, digest, err);
+    if (code == RF_OK)
+        digest_table_set(job->table, item, digest);
+    progress_add(NULL, tensor->bytes);
+    return code;
+}
+
+static enum rf_code folder_tensors(struct source *source, uint32_t rank,
+                                   struct digest_table **ret_table, struct rf_error *err)
+{
+    const struct manifest *manifest = source->manifest;
+    uint64_t count = manifest->ranks[rank].tensor_count;
+    struct tensor_job job = {
+        .store = source->store,
+        .rank = rank,
+        .table = digest_table_create(manifest->algorithm, count),
+    };
+
+    if (job.table == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu64 " digests", count);
+    progress_begin(source->text, manifest->ranks[rank].stream_bytes);
+    enum rf_code code = thread_parallel(thread_cpus(), count, tensor_item, &job, err);
+    progress_end();
+    if (code == RF_OK)
+        code = store_check(source->store, err);
+    if (code != RF_OK) {
+        digest_table_destroy(job.table);
+        return code;
+    }
+    *ret_table = job.table;
+    return RF_OK;
+}
+
+enum rf_code source_tensor_digests(struct source *source, uint32_t rank,
+                                   struct digest_table **ret_table, struct rf_error *err)
+{
+    const struct manifest_rank *entry = &source->manifest->ranks[rank];
+    uint64_t patience_ms = source->timeout_ms + entry->stream_bytes / SOURCE_SLOW_BYTES_PER_MS;
+
+    if (source->client == NULL)
+        return folder_tensors(source, rank, ret_table, err);
+    return client_tensor_digests(source->client, rank, entry->tensor_count,
+                                 source->manifest->algorithm, clock_deadline_ns(patience_ms),
+                                 ret_table, err);
+}
+
+/* ---- facts ---- */
+
+uint64_t source_dtypes(const struct manifest *manifest,
+                       struct source_dtype ret_dtypes[RF_DTYPE_COUNT])
+{
+    uint64_t count = 0;
+
+    memset(ret_dtypes, 0, RF_DTYPE_COUNT * sizeof(*ret_dtypes));
+    for (uint32_t r = 0; r < manifest->rank_count; r++) {
+        const struct manifest_rank *rank = &manifest->ranks[r];
+
+        count += rank->tensor_count;
+        for (uint32_t i = 0; i < rank->tensor_count; i++) {
+            struct source_dtype *dtype = &ret_dtypes[rank->tensors[i].dtype];
+
+            dtype->tensors++;
+            if (rank->tensors[i].alias_of == MANIFEST_NONE)
+                dtype->bytes += rank->tensors[i].bytes;
+        }
+    }
+    return count;
+}
