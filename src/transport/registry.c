@@ -1,4 +1,5 @@
 #include "base/cleanup.h"
+#include "transport/fault/spec.h"
 #include "transport/transport.h"
 
 #include <fcntl.h>
@@ -6,10 +7,15 @@
 #include <stdio.h>
 #include <string.h>
 
+extern const struct transport transport_map;
+extern const struct transport transport_tcp;
 extern const struct transport transport_null;
+extern const struct transport transport_fault;
 
-/* Best first. */
+/* Best first. Not in the list: fault, which is no way to move bytes but something that happens to one. */
 static const struct transport *const transports[] = {
+    &transport_map,
+    &transport_tcp,
     &transport_null,
 };
 
@@ -30,69 +36,77 @@ static const struct transport *find_plain(const char *name)
     return NULL;
 }
 
+/* Whether a name asks for another transport's faults. */
+static bool is_fault(const char *name)
+{
+    return strncmp(name, "fault:", strlen("fault:")) == 0;
+}
+
 enum rf_code transport_find(const char *name, const struct transport **ret_transport,
                             struct rf_error *err)
 {
     struct buf names BUF_AUTO = {0};
-    const struct transport *found = find_plain(name);
+    struct fault_spec spec;
+    bool fault = is_fault(name);
 
+    enum rf_code code = fault ? fault_spec_parse(name, &spec, err) : RF_OK;
+    if (code != RF_OK)
+        return code;
+    const struct transport *found = find_plain(fault ? spec.inner : name);
     if (found != NULL) {
-        *ret_transport = found;
+        *ret_transport = fault ? &transport_fault : found;
         return RF_OK;
     }
     for (unsigned i = 0; i < TRANSPORT_COUNT; i++)
         buf_printf(&names, "%s%s", i > 0 ? ", " : "", transports[i]->name);
-    return rf_fail(err, RF_E_UNSUPPORTED, "no transport \"%s\"; there are: %s", name,
-                   names.failed ? "?" : (const char *)names.data);
+    return rf_fail(err, RF_E_UNSUPPORTED, "no transport \"%s\"; there are: %s",
+                   fault ? spec.inner : name, names.failed ? "?" : (const char *)names.data);
 }
 
 /* ---- choosing ---- */
 
-/* The transport that a "fault:SEED:NAME" misbehaves on top of, or the name itself. */
-static const char *inner_name(const char *name)
+struct candidate {
+    const struct transport *transport;
+    struct endpoint endpoint;
+    struct transport_verdict verdict;
+};
+
+/* What `wanted` makes of an endpoint; false if it is not about this one. Under "auto" only plain names count: a seed must
+ * not make a reader inject faults into itself. */
+static bool consider(const char *wanted, const struct endpoint *endpoint,
+                     struct candidate *ret_candidate)
 {
-    const char *colon = strrchr(name, ':');
+    struct candidate it = {.endpoint = *endpoint};
+    struct fault_spec spec;
+    bool any = strcmp(wanted, "auto") == 0;
 
-    return colon != NULL ? colon + 1 : name;
-}
-
-/* Whether `transport` works here and reaches the endpoint. */
-static void judge_one(const struct transport *transport, const struct endpoint *endpoint,
-                      struct transport_verdict *ret_verdict)
-{
-    struct transport_verdict here = {0};
-
-    transport->available(&here);
-    if (!here.usable) {
-        *ret_verdict = here;
-        return;
+    if (any || strcmp(wanted, endpoint->transport) == 0) {
+        it.transport = find_plain(endpoint->transport);
+    } else {
+        if (!is_fault(wanted) || fault_spec_parse(wanted, &spec, NULL) != RF_OK ||
+            strcmp(spec.inner, endpoint->transport) != 0)
+            return false;
+        snprintf(it.endpoint.transport, sizeof it.endpoint.transport, "%s", wanted);
     }
-    *ret_verdict = (struct transport_verdict){0};
-    transport->judge(endpoint, ret_verdict);
-}
-
-static bool is_wanted(const char *wanted, const struct endpoint *endpoint)
-{
-    return strcmp(wanted, "auto") == 0 || strcmp(inner_name(wanted), endpoint->transport) == 0 ||
-           strcmp(wanted, endpoint->transport) == 0;
-}
-
-/* What `wanted` means for this endpoint. Under "auto" only plain names count: a seed must not make a reader
- * inject faults into itself. */
-static const struct transport *transport_for(const char *wanted, const struct endpoint *endpoint)
-{
-    const struct transport *found = NULL;
-
-    if (strcmp(wanted, "auto") == 0)
-        return find_plain(endpoint->transport);
-    return transport_find(wanted, &found, NULL) == RF_OK ? found : NULL;
+    if (it.transport == NULL && !any)
+        (void)transport_find(wanted, &it.transport, NULL);
+    if (it.transport == NULL) {
+        snprintf(it.verdict.reason, sizeof it.verdict.reason, "not known here");
+    } else {
+        it.transport->available(&it.verdict);
+        if (it.verdict.usable)
+            it.transport->judge(&it.endpoint, &it.verdict);
+    }
+    *ret_candidate = it;
+    return true;
 }
 
 enum rf_code transport_choose(const char *wanted, const struct endpoint *endpoints, uint32_t count,
                               struct transport_choice *ret_choice, struct rf_error *err)
 {
     struct transport_choice choice = {0};
-    struct transport_verdict best = {0};
+    struct candidate best = {0};
+    struct candidate it;
     struct buf others BUF_AUTO = {0};
 
     if (strcmp(wanted, "auto") != 0) {
@@ -102,30 +116,21 @@ enum rf_code transport_choose(const char *wanted, const struct endpoint *endpoin
             return code;
     }
     for (uint32_t i = 0; i < count; i++) {
-        struct transport_verdict verdict = {0};
-        const struct transport *transport = NULL;
-        if (!is_wanted(wanted, &endpoints[i]))
+        if (!consider(wanted, &endpoints[i], &it))
             continue;
-        transport = transport_for(wanted, &endpoints[i]);
-        if (transport == NULL)
-            snprintf(verdict.reason, sizeof verdict.reason, "not known here");
-        else
-            judge_one(transport, &endpoints[i], &verdict);
-        if (verdict.usable && (choice.transport == NULL || verdict.rank > best.rank)) {
-            choice.transport = transport;
-            choice.endpoint = endpoints[i];
-            best = verdict;
-        } else if (!verdict.usable) {
-            buf_printf(&others, "; not %s: %s", endpoints[i].transport, verdict.reason);
-        }
+        if (!it.verdict.usable)
+            buf_printf(&others, "; not %s: %s", endpoints[i].transport, it.verdict.reason);
+        else if (best.transport == NULL || it.verdict.rank > best.verdict.rank)
+            best = it;
     }
-    const char *why_not = others.data != NULL ? (const char *)others.data + 2 : "none offered";
-    if (choice.transport == NULL)
+    const char *why_not = others.data != NULL ? (const char *)others.data : "";
+    if (best.transport == NULL)
         return rf_fail(err, RF_E_UNSUPPORTED,
-                       "no usable transport (wanted %s, the seed offers %" PRIu32 "): %s", wanted,
-                       count, why_not);
-    snprintf(choice.reason, sizeof choice.reason, "%s%s", best.reason,
-             others.data != NULL ? (const char *)others.data : "");
+                       "none of the seed's %" PRIu32 " transports can be used as \"%s\"%s", count,
+                       wanted, why_not);
+    choice.transport = best.transport;
+    choice.endpoint = best.endpoint;
+    snprintf(choice.reason, sizeof choice.reason, "%s%s", best.verdict.reason, why_not);
     rf_text_sanitise(choice.reason);
     *ret_choice = choice;
     return RF_OK;

@@ -1,0 +1,62 @@
+/* Every machine has it, and it is the fastest way between two without RDMA: several connections, each one thread's, that
+ * ask for ranges of a stream and get their bytes straight into place. The protocol is wire/chunk.h.
+ *
+ * The protocol's rules live in conn.c (what a seed may be asked) and intake.c (what a reader may be told), which do no
+ * I/O; seed.c and session.c move bytes between these and sockets. */
+#include "transport/tcp/tcp.h"
+
+#include "transport/tcp/socket.h"
+
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <string.h>
+
+static void tcp_available(struct transport_verdict *ret_verdict)
+{
+    *ret_verdict =
+        (struct transport_verdict){.usable = true, .rank = 10, .reason = "works on every machine"};
+}
+
+static bool is_wildcard(const struct tcp_address *address)
+{
+    return address->any.sa_family == AF_INET ? address->v4.sin_addr.s_addr == htonl(INADDR_ANY)
+                                             : IN6_IS_ADDR_UNSPECIFIED(&address->v6.sin6_addr);
+}
+
+static void tcp_judge(const struct endpoint *endpoint, struct transport_verdict *ret_verdict)
+{
+    struct tcp_address address;
+    struct rf_error error = {0};
+    char host_id[64];
+
+    *ret_verdict = (struct transport_verdict){.rank = 10};
+    if (tcp_address_parse(endpoint->address, &address, &error) != RF_OK) {
+        snprintf(ret_verdict->reason, sizeof ret_verdict->reason, "%.200s", error.text);
+        return;
+    }
+    if (is_wildcard(&address)) {
+        snprintf(ret_verdict->reason, sizeof ret_verdict->reason,
+                 "the seed names no address, only a port");
+        return;
+    }
+    bool same_host =
+        endpoint->host_id[0] != '\0' && strcmp(endpoint->host_id, transport_host_id(host_id)) == 0;
+    ret_verdict->usable = true;
+    snprintf(ret_verdict->reason, sizeof ret_verdict->reason, "%s",
+             same_host ? "IP, within one host" : "IP is what connects the two hosts");
+}
+
+const struct transport transport_tcp = {
+    .name = "tcp",
+    .summary = "several TCP connections, bytes straight into place",
+    .default_connections = 4,
+    .available = tcp_available,
+    .seed_start = tcp_seed_start,
+    .seed_drain = tcp_seed_drain,
+    .seed_stop = tcp_seed_stop,
+    .judge = tcp_judge,
+    .open = tcp_session_open,
+    .submit = tcp_session_submit,
+    .progress = tcp_session_progress,
+    .close = tcp_session_close,
+};
