@@ -117,7 +117,7 @@ static void say_lines(const struct fork_command *command, const struct remote *r
     output_line("%s", (const char *)line.data);
     output_line("by %s: %s", result->transport, result->reason);
     if (transfer_root_text(remote, result, root)[0] != '\0')
-        output_line("root digest %s", root);
+        output_line("root digest %s%s", root, result->verified ? "" : ", as the seed says");
 }
 
 /* ---- doing it ---- */
@@ -222,7 +222,7 @@ static void forecast_lines(const struct fork_command *command, const struct remo
     if (forecast->maps)
         output_line("no bytes would move: the seed's memory is shared; a few milliseconds");
     else if (forecast->known)
-        output_line("about %s: a probe of %s took %s over %u connections%s",
+        output_line("about %s: a probe of %s ran at %s over %u connections%s",
                     size_seconds_text(forecast->seconds, seconds),
                     size_text(forecast->probe.bytes, probed),
                     size_rate_text(forecast->probe.bytes_per_s, rate), forecast->probe.connections,

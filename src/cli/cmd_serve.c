@@ -92,7 +92,6 @@ static const struct option_spec serve_options[] = {
      .type = OPTION_TEXT,
      .arg = "ADDRESS",
      .fallback = "127.0.0.1",
-     .env = "RFORK_HOST",
      .offset = offsetof(struct serve_command, host),
      .help =
          "Address to listen on; 0.0.0.0 or :: for all. Whoever reaches it can take the weights."},
@@ -100,7 +99,6 @@ static const struct option_spec serve_options[] = {
      .type = OPTION_COUNT,
      .arg = "PORT",
      .fallback = "30000",
-     .env = "RFORK_PORT",
      .max = 65535,
      .offset = offsetof(struct serve_command, port),
      .help = "Of the HTTP side; 0 takes a free one and prints it."},

@@ -249,7 +249,8 @@ static enum rf_code say(const struct verify *verify, const struct against *again
 
     if (!verify->command->json) {
         output_line("%s  %s", verify->root, verify->text);
-        output_line("%s verified in %s%s", size_text(verify->bytes, bytes),
+        output_line("%s %s in %s%s", size_text(verify->bytes, bytes),
+                    verify->path[0] != '\0' ? "verified" : "read",
                     size_seconds_text(verify->seconds, seconds), verify->path);
         return RF_OK;
     }
