@@ -113,65 +113,66 @@ static void put_target(struct buf *out, const struct tensor *target)
         buf_printf(out, "an alias of %s", target->name);
 }
 
-/* What the difference is on one side; the side has the tensor. */
+/* The word before both sides, for the kinds that need one. */
+static const char *kind_word(enum difference_kind kind)
+{
+    switch (kind) {
+    case DIFF_DTYPE:
+        return "dtype ";
+    case DIFF_SHAPE:
+        return "shape ";
+    case DIFF_SLICE:
+        return "slice ";
+    default:
+        return "";
+    }
+}
+
+/* What the difference is on one side; NULL: the side does not have the tensor. */
 static void put_side(struct buf *out, enum difference_kind kind, const struct tensor *tensor,
                      const struct tensor *target)
 {
-    switch (kind) {
-    case DIFF_MISSING:
-    case DIFF_EXTRA:
-        buf_printf(out, "%s ", rf_dtype_name(tensor->dtype));
-        put_dims(out, tensor->shape, tensor->ndim);
-        break;
-    case DIFF_DTYPE:
-        buf_printf(out, "dtype %s", rf_dtype_name(tensor->dtype));
-        break;
-    case DIFF_SHAPE:
-        buf_printf(out, "shape ");
-        put_dims(out, tensor->shape, tensor->ndim);
-        break;
-    case DIFF_SLICE:
-        buf_printf(out, "slice ");
-        put_dims(out, tensor->shape, tensor->ndim);
+    if (tensor == NULL) {
+        buf_printf(out, "none");
+        return;
+    }
+    if (kind == DIFF_ALIAS) {
+        put_target(out, target);
+        return;
+    }
+    if (kind == DIFF_DTYPE || kind == DIFF_MISSING || kind == DIFF_EXTRA)
+        buf_printf(out, "%s", rf_dtype_name(tensor->dtype));
+    if (kind == DIFF_DTYPE)
+        return;
+    if (kind == DIFF_MISSING || kind == DIFF_EXTRA)
+        buf_append(out, " ", 1);
+    put_dims(out, tensor->shape, tensor->ndim);
+    if (kind == DIFF_SLICE) {
         buf_printf(out, " at ");
         put_dims(out, tensor->slice_start, tensor->ndim);
         buf_printf(out, " of ");
         put_dims(out, tensor->global_shape, tensor->ndim);
-        break;
-    case DIFF_ALIAS:
-        put_target(out, target);
-        break;
-    case DIFF_CONTENT:
-        buf_printf(out, "other bytes");
-        break;
-    case DIFF_IDENTITY:
-        buf_printf(out, "another model");
-        break;
     }
 }
 
 void difference_text(const struct difference *difference, const char *a_is, const char *b_is,
                      struct buf *out)
 {
-    const struct tensor *a = difference->a;
-    const struct tensor *b = difference->b;
+    enum difference_kind kind = difference->kind;
 
-    buf_printf(out, "%s: ", difference->name);
-    if (difference->kind == DIFF_CONTENT || difference->kind == DIFF_IDENTITY) {
-        put_side(out, difference->kind, NULL, NULL);
-        buf_printf(out, " %s than %s", b_is, a_is);
-        return;
+    buf_printf(out, "%s: %s", difference->name, kind_word(kind));
+    if (kind == DIFF_CONTENT || kind == DIFF_IDENTITY) {
+        buf_printf(out, "%s %s than %s", kind == DIFF_CONTENT ? "other bytes" : "another model",
+                   b_is, a_is);
+    } else if (kind == DIFF_EXTRA) { /* the side that has it comes first */
+        put_side(out, kind, difference->b, NULL);
+        buf_printf(out, " %s, none %s", b_is, a_is);
+    } else {
+        put_side(out, kind, difference->a, difference->a_target);
+        buf_printf(out, " %s, ", a_is);
+        put_side(out, kind, difference->b, difference->b_target);
+        buf_printf(out, " %s", b_is);
     }
-    /* The side that has it comes first: "BF16 [64] here, none there". */
-    const struct tensor *first = a != NULL ? a : b;
-    const struct tensor *second = a != NULL ? b : NULL;
-    put_side(out, difference->kind, first, a != NULL ? difference->a_target : difference->b_target);
-    buf_printf(out, " %s, ", a != NULL ? a_is : b_is);
-    if (second != NULL)
-        put_side(out, difference->kind, second, difference->b_target);
-    else
-        buf_printf(out, "none");
-    buf_printf(out, " %s", a != NULL ? b_is : a_is);
 }
 
 /* ---- explaining ---- */
@@ -219,8 +220,8 @@ enum rf_code compare_explain(const struct manifest_rank *want, const struct mani
     if (explain.shown < count)
         buf_printf(&explain.lines, "; ...");
     rf_fail(err, RF_E_MISMATCH,
-            "%" PRIu64 " differences among %" PRIu32 " tensors wanted and %" PRIu32 " there: %s%s",
-            count, want->tensor_count, have->tensor_count,
+            "%" PRIu64 " difference%s among %" PRIu32 " tensors wanted and %" PRIu32 " there: %s%s",
+            count, count == 1 ? "" : "s", want->tensor_count, have->tensor_count,
             counts.data != NULL ? (const char *)counts.data : "",
             explain.lines.data != NULL ? (const char *)explain.lines.data : "");
     buf_free(&explain.lines);

@@ -1,0 +1,399 @@
+/* The binary form of a manifest: what survives it, and what a peer may try. */
+#include "base/rand.h"
+#include "util/bytes.h"
+#include "util/golden.h"
+#include "util/manifests.h"
+#include "wire/wire.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static void manifest_survives_the_wire(void **state)
+{
+    (void)state;
+    struct manifest *sent = manifest_of_everything();
+    struct manifest *got = NULL;
+    struct rf_error err = {0};
+    BUF_AUTO struct buf raw = {0};
+    BUF_AUTO struct buf again = {0};
+
+    assert_int_equal(manifest_encode(sent, &raw, NULL), RF_OK);
+    golden_check("manifest_v1.bin", raw.data, raw.bytes);
+    if (manifest_decode(raw.data, raw.bytes, &got, &err) != RF_OK)
+        fail_msg("%s", err.text);
+    assert_same_manifest(sent, got);
+    assert_int_equal(manifest_encode(got, &again, NULL), RF_OK);
+    assert_int_equal(again.bytes, raw.bytes);
+    assert_memory_equal(again.data, raw.data, raw.bytes);
+    manifest_unref(sent);
+    manifest_unref(got);
+}
+
+static void sha256_manifest_survives_the_wire(void **state)
+{
+    (void)state;
+    const struct manifest_identity identity = {
+        .model = "m", .algorithm = HASH_SHA256, .stage = STAGE_PROCESSED};
+    struct manifest_builder *builder = manifest_builder_create(&identity, NULL);
+    struct manifest *got = NULL;
+    BUF_AUTO struct buf raw = {0};
+
+    add_file(builder, "config.json", FILE_SIDE, 5, 0);
+    add_rank(builder, &whole_rank);
+    struct manifest *sent = built(builder);
+    assert_int_equal(manifest_encode(sent, &raw, NULL), RF_OK);
+    assert_int_equal(manifest_decode(raw.data, raw.bytes, &got, NULL), RF_OK);
+    assert_same_manifest(sent, got);
+    manifest_unref(sent);
+    manifest_unref(got);
+}
+
+static void released_manifest_is_still_read(void **state)
+{
+    (void)state;
+    size_t bytes = 0;
+    uint8_t *raw = golden_read("manifest_v1.bin", &bytes);
+    struct manifest *expected = manifest_of_everything();
+    struct manifest *got = NULL;
+
+    assert_int_equal(manifest_decode(raw, bytes, &got, NULL), RF_OK);
+    assert_same_manifest(expected, got);
+    manifest_unref(got);
+    manifest_unref(expected);
+    free(raw);
+}
+
+/* ---- damage ---- */
+
+static void truncated_manifest_is_refused(void **state)
+{
+    (void)state;
+    struct manifest *manifest = manifest_of_everything();
+    struct manifest *got = NULL;
+    BUF_AUTO struct buf raw = {0};
+
+    assert_int_equal(manifest_encode(manifest, &raw, NULL), RF_OK);
+    for (size_t bytes = 0; bytes < raw.bytes; bytes++) {
+        uint8_t *cut = exact_copy(raw.data, bytes);
+        assert_int_equal(manifest_decode(cut, bytes, &got, NULL), RF_E_PROTO);
+        free(cut);
+    }
+    assert_null(got);
+    manifest_unref(manifest);
+}
+
+static void every_flipped_bit_is_noticed(void **state)
+{
+    (void)state;
+    struct manifest *manifest = manifest_of_everything();
+    struct manifest *got = NULL;
+    BUF_AUTO struct buf raw = {0};
+
+    assert_int_equal(manifest_encode(manifest, &raw, NULL), RF_OK);
+    for (size_t bit = 0; bit < raw.bytes * 8; bit++) {
+        raw.data[bit / 8] ^= (uint8_t)(1u << (bit % 8));
+        assert_int_equal(manifest_decode(raw.data, raw.bytes, &got, NULL), RF_E_PROTO);
+        raw.data[bit / 8] ^= (uint8_t)(1u << (bit % 8));
+    }
+    manifest_unref(manifest);
+}
+
+static void another_version_is_named(void **state)
+{
+    (void)state;
+    struct manifest *manifest = manifest_of_everything();
+    struct manifest *got = NULL;
+    struct rf_error err = {0};
+    BUF_AUTO struct buf raw = {0};
+
+    assert_int_equal(manifest_encode(manifest, &raw, NULL), RF_OK);
+    raw.data[4] = 9;
+    assert_int_equal(manifest_decode(raw.data, raw.bytes, &got, &err), RF_E_PROTO);
+    assert_says(&err, "version 9, this rfork reads 1");
+    manifest_unref(manifest);
+}
+
+/* The check at the end is no secret: a liar makes it fit. */
+static void seal(struct buf *raw)
+{
+    uint8_t check[HASH_MAX_BYTES];
+
+    hash_once(HASH_XXH3_128, raw->data, raw->bytes, check);
+    buf_append(raw, check, MANIFEST_CHECK_BYTES);
+}
+
+static void cut_within_a_seal_is_refused(void **state)
+{
+    (void)state;
+    struct manifest *manifest = manifest_of_everything();
+    struct manifest *got = NULL;
+    BUF_AUTO struct buf raw = {0};
+
+    assert_int_equal(manifest_encode(manifest, &raw, NULL), RF_OK);
+    size_t content = raw.bytes - MANIFEST_CHECK_BYTES;
+    for (size_t bytes = 0; bytes < content; bytes++) {
+        BUF_AUTO struct buf cut = {0};
+        buf_append(&cut, raw.data, bytes);
+        seal(&cut);
+        uint8_t *copy = exact_copy(cut.data, cut.bytes);
+        assert_int_equal(manifest_decode(copy, cut.bytes, &got, NULL), RF_E_PROTO);
+        free(copy);
+    }
+    manifest_unref(manifest);
+}
+
+/* Whatever is sent, it is refused, or it is a manifest whose one encoding it is. */
+static void damage_within_a_seal_is_refused_or_harmless(void **state)
+{
+    (void)state;
+    struct manifest *manifest = manifest_of_everything();
+    struct rand_seq seq = {3};
+    BUF_AUTO struct buf raw = {0};
+    unsigned accepted = 0;
+
+    assert_int_equal(manifest_encode(manifest, &raw, NULL), RF_OK);
+    raw.bytes -= MANIFEST_CHECK_BYTES;
+    for (unsigned round = 0; round < 20000; round++) {
+        struct manifest *got = NULL;
+        BUF_AUTO struct buf bad = {0};
+        BUF_AUTO struct buf again = {0};
+
+        buf_append(&bad, raw.data, raw.bytes);
+        for (uint64_t n = rand_below(&seq, 3) + 1; n > 0; n--)
+            bad.data[rand_below(&seq, raw.bytes)] = (uint8_t)rand_next(&seq);
+        seal(&bad);
+        enum rf_code code = manifest_decode(bad.data, bad.bytes, &got, NULL);
+        if (code != RF_OK) {
+            assert_int_equal(code, RF_E_PROTO);
+            continue;
+        }
+        accepted++;
+        assert_int_equal(manifest_encode(got, &again, NULL), RF_OK);
+        assert_int_equal(again.bytes, bad.bytes);
+        assert_memory_equal(again.data, bad.data, bad.bytes);
+        manifest_unref(got);
+    }
+    assert_true(accepted > 0); /* digests and names may be anything */
+    manifest_unref(manifest);
+}
+
+/* ---- lies ---- */
+
+/* What a liar writes by hand: an honest beginning of one file and the counts that follow. */
+static void put_identity(struct buf *out, uint32_t file_count, uint32_t rank_count)
+{
+    buf_append(out, "RFMF", 4);
+    wire_put_u16(out, MANIFEST_VERSION);
+    wire_put_u16(out, 0);
+    wire_put_u8(out, STAGE_CHECKPOINT);
+    wire_put_u8(out, HASH_XXH3_128);
+    wire_put_u16(out, 0);
+    wire_put_u32(out, MANIFEST_MIN_CHUNK_BYTES);
+    wire_put_u64(out, 0);
+    for (unsigned i = 0; i < 4; i++)
+        wire_put_u16(out, 0); /* no texts */
+    wire_put_u32(out, file_count);
+    wire_put_u32(out, rank_count);
+}
+
+static void put_rank(struct buf *out, uint32_t tensor_count)
+{
+    for (unsigned i = 0; i < 4; i++) {
+        wire_put_u32(out, 0);
+        wire_put_u32(out, 1);
+    }
+    wire_put_u32(out, ROLE_TARGET);
+    wire_put_u32(out, tensor_count);
+}
+
+/* A tensor of four bytes. */
+struct raw_tensor {
+    const char *name;
+    uint8_t flags;
+    uint32_t alias_of; /* written if flags has 2 */
+    uint32_t order;
+};
+
+static void put_tensor(struct buf *out, const struct raw_tensor *tensor)
+{
+    size_t name_bytes = strlen(tensor->name);
+
+    wire_put_u16(out, (uint16_t)name_bytes);
+    wire_put_u8(out, RF_DTYPE_U8);
+    wire_put_u8(out, 1);
+    wire_put_u8(out, tensor->flags);
+    buf_append(out, tensor->name, name_bytes);
+    wire_put_u64(out, 4);
+    if ((tensor->flags & 1) != 0) {
+        wire_put_u64(out, 4);
+        wire_put_u64(out, 0);
+    }
+    if ((tensor->flags & 2) != 0)
+        wire_put_u32(out, tensor->alias_of);
+    wire_put_u32(out, tensor->order);
+    wire_put_u32(out, MANIFEST_NONE);
+}
+
+static enum rf_code decode_sealed(struct buf *raw, struct rf_error *err)
+{
+    struct manifest *got = NULL;
+
+    seal(raw);
+    enum rf_code code = manifest_decode(raw->data, raw->bytes, &got, err);
+    manifest_unref(got);
+    return code;
+}
+
+static void assert_tensors(const struct raw_tensor *tensors, uint32_t count, const char *words)
+{
+    struct rf_error err = {0};
+    BUF_AUTO struct buf raw = {0};
+
+    put_identity(&raw, 0, 1);
+    put_rank(&raw, count);
+    for (uint32_t i = 0; i < count; i++)
+        put_tensor(&raw, &tensors[i]);
+    enum rf_code code = decode_sealed(&raw, &err);
+    assert_int_equal(code, words == NULL ? RF_OK : RF_E_PROTO);
+    if (words != NULL)
+        assert_says(&err, words);
+}
+
+static void tensors_out_of_order_or_twice_are_refused(void **state)
+{
+    (void)state;
+    assert_tensors((struct raw_tensor[]){{"a", 0, 0, 1}, {"b", 0, 0, 0}}, 2, NULL);
+    assert_tensors((struct raw_tensor[]){{"b", 0, 0, 1}, {"a", 0, 0, 0}}, 2, "out of place");
+    assert_tensors((struct raw_tensor[]){{"ab", 0, 0, 1}, {"a", 0, 0, 0}}, 2, "out of place");
+    assert_tensors((struct raw_tensor[]){{"a", 0, 0, 1}, {"a", 0, 0, 0}}, 2, "twice");
+    assert_tensors((struct raw_tensor[]){{"a", 0, 0, 1}, {"b", 0, 0, 1}}, 2, "taken");
+    assert_tensors((struct raw_tensor[]){{"a", 0, 0, 1}, {"b", 0, 0, 2}}, 2, "place 2 of 2");
+}
+
+static void names_that_lie_are_refused(void **state)
+{
+    (void)state;
+    assert_tensors((struct raw_tensor[]){{"", 0, 0, 0}}, 1, "0 bytes");
+    assert_tensors((struct raw_tensor[]){{"a\xff", 0, 0, 0}}, 1, "UTF-8");
+    assert_tensors((struct raw_tensor[]){{"a\nb", 0, 0, 0}}, 1, "UTF-8");
+
+    BUF_AUTO struct buf raw = {0};
+    put_identity(&raw, 0, 1);
+    put_rank(&raw, 1);
+    put_tensor(&raw, &(struct raw_tensor){"abc", 0, 0, 0});
+    uint8_t *name = memmem(raw.data, raw.bytes, "abc", 3);
+    name[1] = '\0';
+    assert_int_equal(decode_sealed(&raw, NULL), RF_E_PROTO);
+}
+
+static void aliases_that_lead_nowhere_are_refused(void **state)
+{
+    (void)state;
+    assert_tensors((struct raw_tensor[]){{"a", 0, 0, 0}, {"b", 2, 0, 1}}, 2, NULL);
+    assert_tensors((struct raw_tensor[]){{"a", 2, 1, 0}, {"b", 0, 0, 1}}, 2, NULL);
+    assert_tensors((struct raw_tensor[]){{"a", 0, 0, 0}, {"b", 2, 1, 1}}, 2, "alias itself");
+    assert_tensors((struct raw_tensor[]){{"a", 2, 1, 0}, {"b", 2, 0, 1}}, 2, "alias itself");
+    assert_tensors((struct raw_tensor[]){{"a", 0, 0, 0}, {"b", 2, 2, 1}}, 2, "tensor 2 of 2");
+    assert_tensors((struct raw_tensor[]){{"a", 0, 0, 0}, {"b", 2, UINT32_MAX, 1}}, 2, "flags");
+}
+
+static void there_is_one_way_to_say_a_thing(void **state)
+{
+    (void)state;
+    assert_tensors((struct raw_tensor[]){{"a", 1, 0, 0}}, 1, "say what is not so");
+    assert_tensors((struct raw_tensor[]){{"a", 4, 0, 0}}, 1, "flags 0x4");
+    assert_tensors((struct raw_tensor[]){{"a", 0x80, 0, 0}}, 1, "flags 0x80");
+
+    struct rf_error err = {0};
+    BUF_AUTO struct buf raw = {0};
+    put_identity(&raw, 0, 1);
+    put_rank(&raw, 0);
+    wire_put_u8(&raw, 0);
+    assert_int_equal(decode_sealed(&raw, &err), RF_E_PROTO);
+    assert_says(&err, "1 bytes more");
+}
+
+/* A few bytes must not make us allocate for the millions that they announce. */
+static void counts_beyond_the_bytes_are_refused(void **state)
+{
+    (void)state;
+    static const uint32_t counts[][3] = {
+        {UINT32_MAX, 1, 0}, {MANIFEST_MAX_FILES, 1, 0},       {1, 1, 0},
+        {0, UINT32_MAX, 0}, {0, MANIFEST_MAX_RANKS, 0},       {0, 2, 0},
+        {0, 1, UINT32_MAX}, {0, 1, MANIFEST_MAX_TENSORS},     {0, 1, 1},
+        {0, 0, 0},          {0, 1, MANIFEST_MAX_TENSORS + 1},
+    };
+
+    for (unsigned i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        BUF_AUTO struct buf raw = {0};
+        put_identity(&raw, counts[i][0], counts[i][1]);
+        put_rank(&raw, counts[i][2]);
+        assert_int_equal(decode_sealed(&raw, NULL), RF_E_PROTO);
+    }
+}
+
+static void later_ranks_do_not_count_earlier_tensors(void **state)
+{
+    (void)state;
+    BUF_AUTO struct buf raw = {0};
+
+    put_identity(&raw, 0, 2);
+    put_rank(&raw, 3);
+    put_tensor(&raw, &(struct raw_tensor){"a", 0, 0, 0});
+    put_tensor(&raw, &(struct raw_tensor){"b", 0, 0, 1});
+    put_tensor(&raw, &(struct raw_tensor){"c", 0, 0, 2});
+    size_t second = raw.bytes;
+    put_rank(&raw, 0);
+    raw.data[second + 32] = ROLE_DRAFT;
+    assert_int_equal(decode_sealed(&raw, NULL), RF_OK);
+}
+
+static void sixty_thousand_tensors_survive_the_wire(void **state)
+{
+    (void)state;
+    struct manifest_builder *builder = builder_new(0);
+    struct manifest *got = NULL;
+    BUF_AUTO struct buf raw = {0};
+
+    add_rank(builder, &whole_rank);
+    for (unsigned i = 0; i < 60000; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "model.layers.%u.mlp.experts.%u.w", i % 61, i / 61);
+        add_tensor(builder, &(struct tensor_spec){
+                                .name = name, .dtype = RF_DTYPE_BF16, .ndim = 2, .shape = {2, i}});
+    }
+    struct manifest *sent = built(builder);
+    assert_int_equal(manifest_encode(sent, &raw, NULL), RF_OK);
+    assert_int_equal(manifest_decode(raw.data, raw.bytes, &got, NULL), RF_OK);
+    assert_same_manifest(sent, got);
+    manifest_unref(sent);
+    manifest_unref(got);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(manifest_survives_the_wire),
+        cmocka_unit_test(sha256_manifest_survives_the_wire),
+        cmocka_unit_test(released_manifest_is_still_read),
+        cmocka_unit_test(truncated_manifest_is_refused),
+        cmocka_unit_test(every_flipped_bit_is_noticed),
+        cmocka_unit_test(another_version_is_named),
+        cmocka_unit_test(cut_within_a_seal_is_refused),
+        cmocka_unit_test(damage_within_a_seal_is_refused_or_harmless),
+        cmocka_unit_test(tensors_out_of_order_or_twice_are_refused),
+        cmocka_unit_test(names_that_lie_are_refused),
+        cmocka_unit_test(aliases_that_lead_nowhere_are_refused),
+        cmocka_unit_test(there_is_one_way_to_say_a_thing),
+        cmocka_unit_test(counts_beyond_the_bytes_are_refused),
+        cmocka_unit_test(later_ranks_do_not_count_earlier_tensors),
+        cmocka_unit_test(sixty_thousand_tensors_survive_the_wire),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
