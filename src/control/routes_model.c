@@ -32,10 +32,10 @@ void cache_free(struct cache *cache)
 static enum rf_code cache_ranks_locked(struct cache *cache, uint32_t rank_count,
                                        struct rf_error *err) RF_REQUIRES(cache->lock)
 {
-    if (cache->rank_count > 0)
+    if (cache->rank_json != NULL)
         return RF_OK;
-    cache->rank_json = calloc(rank_count, sizeof(struct blob *));
-    cache->rank_header = calloc(rank_count, sizeof(struct blob *));
+    cache->rank_json = calloc(rank_count + (size_t)1, sizeof(struct blob *));
+    cache->rank_header = calloc(rank_count + (size_t)1, sizeof(struct blob *));
     if (cache->rank_json == NULL || cache->rank_header == NULL) {
         free(cache->rank_json);
         free(cache->rank_header);
