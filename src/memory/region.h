@@ -10,7 +10,7 @@
 enum region_kind {
     REGION_HOST,  /* memory of the process; borrowed from the caller, or anonymous and ours */
     REGION_MEMFD, /* shared memory of ours, mapped; can be sealed and passed to another process */
-    REGION_FILE,  /* a file served from the page cache. Never mapped: a file that shrinks under a mapping
+    REGION_FILE, /* a file served from the page cache. Never mapped: a file that shrinks under a mapping
                    * kills the reader with SIGBUS, so it is read with pread() and sent with sendfile() */
 };
 
@@ -59,6 +59,13 @@ enum rf_code region_read(const struct region *region, uint64_t offset, void *dst
 /* RF_E_CHANGED, naming file and what changed, when a file is no longer what it was; RF_OK for the other
  * kinds. One fstat(): cheap enough to call per request. */
 enum rf_code region_check(const struct region *region, struct rf_error *err);
+
+/* Makes sure that memory for a range of a writable region is there before somebody writes to it, huge
+ * pages where they can be had (whole extents of 8 MiB; the range may be smaller). Several threads may
+ * do so at once, also where others write already. Blocks for about 0.1 to 1 ms per MiB; costs next to
+ * nothing where the memory is there. Errors: RF_E_INVAL (range; not writable), RF_E_NOMEM. */
+enum rf_code region_populate(struct region *region, uint64_t offset, uint64_t bytes,
+                             struct rf_error *err);
 
 /* Memory that can still be taken here without swapping or an OOM kill: the least of MemAvailable and what
  * the cgroup (v1 or v2) leaves. */
