@@ -65,7 +65,7 @@ static enum rf_code add_file(struct index_parse *parse, const struct json_text *
     if (strlen(name) != file->bytes || !folder_name_ok(name) || file->bytes <= end ||
         strcmp(name + file->bytes - end, suffix) != 0) {
         return rf_fail(parse->err, RF_E_FORMAT,
-                       "%s: \"%.160s\" is not the name of a .safetensors file inside the folder",
+                       "%s: \"%.120s\" is not the name of a .safetensors file inside the folder",
                        parse->path, name);
     }
     if (index->file_count == FOLDER_MAX_FILES) {
@@ -124,7 +124,7 @@ static enum rf_code add_tensor(struct index_parse *parse, const struct json_text
         return fail_memory(parse);
     if (code != RF_OK) {
         return rf_fail(parse->err, RF_E_FORMAT,
-                       "%s: tensor \"%.160s\": is there twice, in %.80s and in %.80s", parse->path,
+                       "%s: tensor \"%.120s\": is there twice, in %.80s and in %.80s", parse->path,
                        name, index->files[tensors[old].file], index->files[file]);
     }
     tensors[index->tensor_count++] =

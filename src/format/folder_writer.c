@@ -110,11 +110,27 @@ static enum rf_code check_empty(const struct folder_writer *writer, struct rf_er
     return code;
 }
 
+/* A folder that is a mount point is empty only to the eye: rename() refuses it, and what we write
+ * beside it would be on another disk. Told now, not after the transfer. */
+static bool is_mount_point(const struct folder_writer *writer)
+{
+    struct statx target;
+    struct statx parent;
+
+    if (statx(writer->parent_fd, last_part(writer->path), AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS,
+              &target) != 0 ||
+        statx(writer->parent_fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &parent) != 0)
+        return false;
+    /* The attribute (Linux 5.8) also knows folders bound to another place of the same disk. */
+    return (target.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0 ||
+           target.stx_dev_major != parent.stx_dev_major ||
+           target.stx_dev_minor != parent.stx_dev_minor;
+}
+
 /* Only nothing and an empty folder may be replaced. */
 static enum rf_code check_target(const struct folder_writer *writer, struct rf_error *err)
 {
     struct stat st;
-    struct stat parent;
 
     if (fstatat(writer->parent_fd, last_part(writer->path), &st, AT_SYMLINK_NOFOLLOW) != 0) {
         if (errno == ENOENT)
@@ -125,9 +141,7 @@ static enum rf_code check_target(const struct folder_writer *writer, struct rf_e
         return rf_fail(err, RF_E_INVAL, "%s: exists and is %s; remove it, or give another path",
                        writer->path, S_ISLNK(st.st_mode) ? "a link" : "not a folder");
     }
-    if (fstat(writer->parent_fd, &parent) != 0)
-        return rf_fail_sys(err, "fstat the folder above %s", writer->path);
-    if (st.st_dev != parent.st_dev) {
+    if (is_mount_point(writer)) {
         return rf_fail(
             err, RF_E_INVAL,
             "%s: is a mount point and cannot be replaced; give the path of a folder below "
@@ -292,7 +306,8 @@ static enum rf_code create_file(struct folder_writer *writer, const char *name, 
         return rf_fail(err, RF_E_INVAL, "%s: %s: a file or folder of that name is there already",
                        writer->path, name);
     if (fd < 0)
-        return rf_fail_sys(err, "%s: create %s", writer->path, name);
+        return rf_fail_sys(err, "%s: create %s%s", writer->path, name,
+                           errno == EMFILE ? " (raise the limit of open files: ulimit -n)" : "");
     *ret_fd = fd;
     return RF_OK;
 }

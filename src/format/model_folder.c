@@ -233,14 +233,14 @@ static enum rf_code check_file(struct opening *opening, uint32_t at, bool *seen,
 
         if (!strmap_find(index->by_name, tensor->name, tensor->name_bytes, &entry)) {
             return rf_fail(err, RF_E_FORMAT,
-                           "%s: tensor \"%.160s\": is in %.100s, but " FOLDER_INDEX_NAME
+                           "%s: tensor \"%.120s\": is in %.100s, but " FOLDER_INDEX_NAME
                            " does not name it; the files do not belong together: download them "
                            "again",
                            folder->path, tensor->name, file->name);
         }
         if (index->tensors[entry].file != at) {
             return rf_fail(err, RF_E_FORMAT,
-                           "%s: tensor \"%.160s\": is in %.80s, but " FOLDER_INDEX_NAME
+                           "%s: tensor \"%.120s\": is in %.80s, but " FOLDER_INDEX_NAME
                            " says it is in %.80s; a tensor must be in one file only, the one named "
                            "there",
                            folder->path, tensor->name, file->name,
@@ -269,7 +269,7 @@ static enum rf_code check_index(struct opening *opening, struct rf_error *err)
     for (uint32_t i = 0; i < index->tensor_count; i++) {
         if (!seen[i]) {
             return rf_fail(err, RF_E_FORMAT,
-                           "%s: tensor \"%.160s\": " FOLDER_INDEX_NAME
+                           "%s: tensor \"%.120s\": " FOLDER_INDEX_NAME
                            " says it is in %.100s, which does not hold it; the files do not belong "
                            "together: download them again",
                            folder->path, index->tensors[i].name,

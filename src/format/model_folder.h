@@ -21,7 +21,7 @@ struct folder_file {
 };
 
 struct model_folder {
-    char *path;
+    char *path; /* as given, without '/' at its end */
     struct folder_file *files; /* weights first, in the order of their names; then side files */
     uint32_t file_count;
     uint32_t weights_count;
@@ -43,12 +43,15 @@ enum rf_code model_folder_open(const char *path, struct model_folder *ret_folder
                                struct rf_error *err);
 void model_folder_close(struct model_folder *folder);
 
-/* Whole content of a side file, NUL-terminated beyond *ret_bytes; the caller frees it. */
+/* Whole content of a side file, NUL-terminated beyond *ret_bytes; the caller frees it. Errors:
+ * RF_E_CHANGED (its size is no longer what it was at opening), RF_E_INVAL (not a side file), RF_E_SYS,
+ * RF_E_NOMEM. Any thread. */
 enum rf_code model_folder_read(const struct model_folder *folder, const struct folder_file *file,
                                char **ret_data, size_t *ret_bytes, struct rf_error *err);
 
 /* Whether a relative name from a peer or an index may be used as a path below a folder: parts not
- * empty, not "." or "..", no control characters, no backslash, at most RF_MAX_NAME_BYTES, not absolute. */
+ * empty, not "." or "..", no control characters, no backslash, valid UTF-8, at most RF_MAX_NAME_BYTES, not
+ * absolute. */
 bool folder_name_ok(const char *name);
 
 /* Writes a model folder so that it is never mistaken for one before it is complete: files go into a
@@ -56,7 +59,8 @@ bool folder_name_ok(const char *name);
 struct folder_writer;
 
 /* path must not exist, or be an empty folder. Errors: RF_E_INVAL (exists and is not empty: says so),
- * RF_E_SYS. */
+ * RF_E_SYS. A writer is used by one thread at a time. A process that is killed leaves the temporary
+ * folder `<path>.rfork-partial-<pid>-<random>` behind, which may be removed. */
 enum rf_code folder_writer_create(const char *path, struct folder_writer **ret_writer,
                                   struct rf_error *err);
 /* Creates a file of that size (space reserved: RF_E_NOMEM names the bytes wanted and free when the disk is

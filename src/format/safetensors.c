@@ -296,6 +296,10 @@ static enum rf_code keep_metadata(struct st_parse *parse, const struct json_text
     if (items == NULL)
         return fail_memory(parse);
     header->metadata = items;
+    if (at == ST_MAX_METADATA) {
+        return rf_fail(parse->err, RF_E_FORMAT, "%s: more than %d entries in __metadata__",
+                       parse->name, ST_MAX_METADATA);
+    }
     items[at] = (struct st_metadata){
         .key = arena_strndup(&header->arena, key->at, key->bytes),
         .value = arena_strndup(&header->arena, value->at, value->bytes),

@@ -11,6 +11,7 @@
 enum {
     ST_MAX_HEADER_BYTES = 100 * 1000 * 1000, /* as in the reference implementation */
     ST_MAX_TENSORS = 4 * 1000 * 1000,
+    ST_MAX_METADATA = 1000 * 1000,
 };
 
 /* One tensor of a file. Strings and shape live in the header's arena; name is NUL-terminated, holds

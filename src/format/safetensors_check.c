@@ -141,14 +141,14 @@ static enum rf_code fail_place(const char *name, const struct st_tensor *tensor,
     }
     if (tensor->offset > end) {
         return rf_fail(err, RF_E_FORMAT,
-                       "%s: tensor \"%.120s\": starts at byte %" PRIu64
-                       " of the data, but \"%.120s\" before it ends at %" PRIu64
+                       "%s: tensor \"%.80s\": starts at byte %" PRIu64
+                       " of the data, but \"%.80s\" before it ends at %" PRIu64
                        "; write the file again without holes",
                        name, tensor->name, tensor->offset, before->name, end);
     }
     return rf_fail(err, RF_E_FORMAT,
-                   "%s: tensor \"%.120s\": bytes %" PRIu64 " to %" PRIu64
-                   " of the data overlap \"%.120s\", bytes %" PRIu64 " to %" PRIu64
+                   "%s: tensor \"%.80s\": bytes %" PRIu64 " to %" PRIu64
+                   " of the data overlap \"%.80s\", bytes %" PRIu64 " to %" PRIu64
                    "; write the file again, each tensor with its own bytes",
                    name, tensor->name, tensor->offset, tensor->offset + tensor->bytes, before->name,
                    before->offset, before->offset + before->bytes);

@@ -8,7 +8,7 @@
 enum { ST_LENGTH_BYTES = 8 };
 
 /* As much of a tensor's name as an error line has room for. */
-#define ST_NAME_FMT "%.160s"
+#define ST_NAME_FMT "%.120s"
 
 /* Whether a header of this length can be in a file of this size. RF_E_FORMAT. */
 enum rf_code st_check_length(const char *name, uint64_t json_bytes, uint64_t file_bytes,

@@ -388,17 +388,24 @@ static void a_full_disk_is_told_before_the_transfer(void **state)
 static void a_mount_point_is_refused(void **state)
 {
     const struct place *place = *state;
+    static const char *const sources[] = {"none", NULL}; /* another disk, and this one bound */
 
     folder_mkdir(place->above, "model");
-    if (mount("none", place->target, "tmpfs", 0, "size=1m") != 0)
-        skip();
-    struct folder_writer *writer = NULL;
-    struct rf_error err = {.code = RF_OK};
-    enum rf_code code = folder_writer_create(place->target, &writer, &err);
-    assert_int_equal(umount(place->target), 0);
-    assert_int_equal(code, RF_E_INVAL);
-    assert_error(&err, place->target,
-                 ": is a mount point and cannot be replaced; give the path of a");
+    folder_mkdir(place->above, "other");
+    rf_autofree char *other = folder_path(place->above, "other");
+    for (size_t i = 0; i < 2; i++) {
+        const char *source = sources[i] != NULL ? sources[i] : other;
+        struct folder_writer *writer = NULL;
+        struct rf_error err = {.code = RF_OK};
+
+        if (mount(source, place->target, "tmpfs", i == 0 ? 0 : MS_BIND, NULL) != 0)
+            skip();
+        enum rf_code code = folder_writer_create(place->target, &writer, &err);
+        assert_int_equal(umount(place->target), 0);
+        assert_int_equal(code, RF_E_INVAL);
+        assert_error(&err, place->target,
+                     ": is a mount point and cannot be replaced; give the path");
+    }
 }
 
 #define PLACE_TEST(name) cmocka_unit_test_setup_teardown(name, make_place, remove_place)
