@@ -160,7 +160,7 @@ static enum rf_code hello_share(struct transport_seed *seed, struct reader *read
                                 struct rf_error *err)
 {
     if (seed->current != PHASE_SERVING)
-        return rf_fail(err, RF_E_CANCELLED, "map: the seed is stopping");
+        return rf_fail(err, RF_E_UNREACHABLE, "map: the seed is stopping");
     enum rf_code code = seed->exporter.lease_check(seed->exporter.ctx, reader->lease, err);
     if (code != RF_OK)
         return code;
@@ -383,7 +383,7 @@ static void seed_expire(struct transport_seed *seed)
         reader_close(seed, seed->waiting.first);
     }
     if (seed->accept_after_ns != 0 && seed->accept_after_ns <= now_ns)
-        accept_pause(seed, false);
+        accept_pause(seed, false); /* does nothing once the listener is closed */
 }
 
 static void seed_cut(struct transport_seed *seed)
@@ -423,6 +423,8 @@ static void *seed_run(void *arg)
         seed->current = seed_sync(seed);
         if (seed->current == PHASE_STOPPING)
             break;
+        if (seed->current != PHASE_SERVING)
+            map_listener_close(&seed->listener); /* who comes now finds nobody */
         if (seed->current == PHASE_CUTTING)
             seed_cut(seed);
         int count = epoll_wait(seed->epoll_fd, events, SEED_EVENTS, seed_timeout_ms(seed));

@@ -393,15 +393,35 @@ static enum rf_code copy_piece(struct transport_session *session, struct sink *s
     return sink->took(sink, bytes, err);
 }
 
+/* Whether the seed still holds its end. The pages would stay even if it did not; but a seed that stops, or lets a reader go, means
+ * it, and a session must not go on as if nothing had happened. */
+static enum rf_code session_check_peer(struct transport_session *session, struct rf_error *err)
+{
+    uint8_t byte = 0;
+    ssize_t got = recv(session->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    struct rf_error why = {0};
+
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return RF_OK;
+    if (got > 0)
+        rf_fail(&why, RF_E_PROTO, "map: %s: the seed speaks without being asked", session->name);
+    else
+        rf_fail(&why, RF_E_UNREACHABLE, "map: %s: the seed is gone, or let this reader go",
+                session->name);
+    return session_die(session, &why, err);
+}
+
 /* Checks the first read against the layout it is to be copied from. */
 static enum rf_code copy_begin(struct transport_session *session, const struct layout *layout,
                                struct rf_error *err)
 {
     const struct read *read = session->first;
     uint64_t bytes = 0;
-    enum rf_code code =
-        stream_ranges_check(read->ranges, read->range_count, layout->stream_bytes, &bytes, err);
+    enum rf_code code = session_check_peer(session, err);
 
+    if (code != RF_OK)
+        return code;
+    code = stream_ranges_check(read->ranges, read->range_count, layout->stream_bytes, &bytes, err);
     if (code != RF_OK)
         return rf_error_wrap(err, code, "rank %" PRIu32, read->rank);
     layout_cursor_init(&session->cursor, layout, read->ranges, read->range_count);
