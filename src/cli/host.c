@@ -105,3 +105,17 @@ void host_look(struct host_facts *ret_facts)
     ret_facts->memlock = limit_of(RLIMIT_MEMLOCK);
     transport_host_id(ret_facts->boot_id);
 }
+
+uint64_t host_peak_resident_bytes(void)
+{
+    char line[256];
+    uint64_t kib = 0;
+    FILE *status = fopen("/proc/self/status", "re");
+
+    while (status != NULL && fgets(line, sizeof(line), status) != NULL &&
+           sscanf(line, "VmHWM: %" SCNu64, &kib) != 1) {
+    }
+    if (status != NULL)
+        fclose(status);
+    return kib * 1024;
+}

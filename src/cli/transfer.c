@@ -1,5 +1,6 @@
 #include "cli/transfer.h"
 
+#include "cli/host.h"
 #include "cli/output.h"
 #include "cli/progress.h"
 #include "cli/signals.h"
@@ -77,4 +78,5 @@ void transfer_json(const struct remote *remote, const struct remote_result *resu
     jsonout_u64(out, "chunks_retried", result->chunks_retried);
     jsonout_u64(out, "connections", result->connections);
     jsonout_u64(out, "wire_bytes", result->wire_bytes);
+    jsonout_u64(out, "peak_resident_bytes", host_peak_resident_bytes());
 }

@@ -84,7 +84,8 @@ static enum rf_code take_lease(struct remote *remote, struct rf_error *err)
         return code;
     remote->leased = true;
     /* hash_text() writes "algorithm:hex"; the lease carries the hex alone. */
-    const char *hex = strchr(hash_text(HASH_XXH3_128, remote->manifest->id, id), ':') + 1;
+    const char *hex =
+        strchr(hash_text(remote->manifest->algorithm, remote->manifest->id, id), ':') + 1;
     if (strcmp(hex, remote->lease.manifest_id) != 0)
         return rf_fail(
             err, RF_E_MISMATCH,
@@ -213,6 +214,7 @@ static enum rf_code ask_why(struct remote *remote, enum rf_code code, struct rf_
 }
 
 enum rf_code remote_take_rank(struct remote *remote, uint32_t rank, const struct fork_dest *dest,
+                              fork_prepare_fn prepare, void *prepare_ctx,
                               struct digest_table *table, struct remote_result *result,
                               struct rf_error *err)
 {
@@ -220,6 +222,8 @@ enum rf_code remote_take_rank(struct remote *remote, uint32_t rank, const struct
     struct fork_stats stats = {.bytes = 0};
 
     remote_fork_options(remote, &options);
+    options.prepare = prepare;
+    options.prepare_ctx = prepare_ctx;
     enum rf_code code = fork_rank(remote->manifest, rank, &remote->choice, remote->lease.token,
                                   dest, table, &options, &stats, err);
     if (code != RF_OK) {
@@ -321,7 +325,8 @@ enum rf_code remote_fork_dest(struct remote *remote, uint32_t rank, const struct
         return rf_fail(err, RF_E_NOMEM, "no memory for digests");
     }
     remote->total_bytes = manifest->ranks[rank].stream_bytes;
-    enum rf_code code = remote_take_rank(remote, rank, dest, tables[rank], &result, err);
+    enum rf_code code =
+        remote_take_rank(remote, rank, dest, NULL, NULL, tables[rank], &result, err);
     if (code == RF_OK)
         code = remote_finish(remote, tables, &result, err);
     digest_table_destroy(tables[rank]);

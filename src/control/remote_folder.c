@@ -300,7 +300,7 @@ static enum rf_code transfer(struct out *out, struct remote_result *result, stru
         return rf_fail(err, RF_E_NOMEM, "no memory for digests");
     enum rf_code code = fork_dest_finish(&out->dests[0], manifest->ranks[0].stream_bytes, err);
     if (code == RF_OK)
-        code = remote_take_rank(out->remote, 0, &out->dests[0], table, result, err);
+        code = remote_take_rank(out->remote, 0, &out->dests[0], NULL, NULL, table, result, err);
     if (code == RF_OK)
         code = remote_finish(out->remote, tables, result, err);
     digest_table_destroy(table);

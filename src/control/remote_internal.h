@@ -22,8 +22,9 @@ struct remote {
 /* Options of fork/ for this remote, verification included. */
 void remote_fork_options(struct remote *remote, struct fork_options *ret_options);
 
-/* One rank, with its progress as a part of the whole; adds to the result. */
+/* One rank, with its progress as a part of the whole; adds to the result. prepare as in struct fork_options. */
 enum rf_code remote_take_rank(struct remote *remote, uint32_t rank, const struct fork_dest *dest,
+                              fork_prepare_fn prepare, void *prepare_ctx,
                               struct digest_table *table, struct remote_result *result,
                               struct rf_error *err);
 

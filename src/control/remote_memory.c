@@ -105,6 +105,12 @@ static enum rf_code refuse_large(struct remote *remote, struct rf_error *err)
                    size_text(there, there_text));
 }
 
+static enum rf_code prepare_memory(void *ctx, uint64_t stream_offset, uint64_t bytes,
+                                   struct rf_error *err)
+{
+    return region_populate(ctx, stream_offset, bytes, err);
+}
+
 static enum rf_code copy_rank(struct remote *remote, uint32_t rank, struct store *store,
                               struct remote_result *result, struct rf_error *err)
 {
@@ -123,7 +129,8 @@ static enum rf_code copy_rank(struct remote *remote, uint32_t rank, struct store
     if (code == RF_OK)
         code = fork_dest_finish(&dest, bytes, err);
     if (code == RF_OK)
-        code = remote_take_rank(remote, rank, &dest, store->ranks[rank].digests, result, err);
+        code = remote_take_rank(remote, rank, &dest, prepare_memory, region,
+                                store->ranks[rank].digests, result, err);
     if (code == RF_OK)
         code = region_seal(region, err);
     if (code == RF_OK)

@@ -33,6 +33,11 @@ typedef void (*fork_progress_fn)(void *ctx, uint64_t done_bytes, uint64_t total_
 typedef enum rf_code (*fork_digests_fn)(void *ctx, uint32_t rank, struct digest_table *table,
                                         uint64_t deadline_ns, struct rf_error *err);
 
+/* Gets the memory of a part of the destination before bytes are written there: called from the workers, several at a time, once
+ * or more often for each chunk. */
+typedef enum rf_code (*fork_prepare_fn)(void *ctx, uint64_t stream_offset, uint64_t bytes,
+                                        struct rf_error *err);
+
 struct fork_options {
     unsigned connections;      /* 0: the transport's choice for this machine */
     bool verify;               /* every chunk against the seed's digest */
@@ -44,6 +49,8 @@ struct fork_options {
     void *progress_ctx;
     fork_digests_fn digests; /* needed if verify */
     void *digests_ctx;
+    fork_prepare_fn prepare; /* may be NULL: the destination is there */
+    void *prepare_ctx;
 };
 
 struct fork_stats {

@@ -73,6 +73,24 @@ static struct chunk_slot *free_slot(struct worker *worker)
     return NULL;
 }
 
+static enum rf_code worker_submit(struct worker *worker, struct chunk_slot *slot, uint64_t chunk,
+                                  struct rf_error *err)
+{
+    struct fork_job *job = worker->job;
+    const struct fork_options *options = job->options;
+    uint64_t offset = chunk * job->chunk_bytes;
+    uint64_t bytes = manifest_chunk_size(job->manifest, job->rank, chunk);
+
+    if (options->prepare != NULL) {
+        enum rf_code code = options->prepare(options->prepare_ctx, offset, bytes, err);
+
+        if (code != RF_OK)
+            return code;
+    }
+    chunk_slot_begin(slot, job->rank, chunk, offset, bytes);
+    return job->choice->transport->submit(worker->session, &slot->read, err);
+}
+
 /* Submits until the window is full or nothing is left. RF_OK also when nothing could be submitted. */
 static enum rf_code worker_fill(struct worker *worker, struct rf_error *err)
 {
@@ -84,9 +102,7 @@ static enum rf_code worker_fill(struct worker *worker, struct rf_error *err)
 
         if (!job_take(job, worker->in_flight == 0, &chunk))
             return RF_OK;
-        chunk_slot_begin(slot, job->rank, chunk, chunk * job->chunk_bytes,
-                         manifest_chunk_size(job->manifest, job->rank, chunk));
-        enum rf_code code = job->choice->transport->submit(worker->session, &slot->read, err);
+        enum rf_code code = worker_submit(worker, slot, chunk, err);
 
         if (code == RF_OK) {
             worker->in_flight++;

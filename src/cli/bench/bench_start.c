@@ -173,6 +173,28 @@ static enum rf_code program_ready(const struct program *program, char ret_url[BE
     return RF_OK;
 }
 
+/* What follows `key` in all that the program says until it ends; 0 if it says no such thing. */
+static double program_number(const struct program *program, const char *key)
+{
+    uint64_t deadline_ns = clock_deadline_ns(START_READY_MS);
+    char text[4096];
+    size_t used = 0;
+
+    while (used + 1 < sizeof(text)) {
+        struct pollfd wait = {.fd = program->out_fd, .events = POLLIN};
+
+        if (poll(&wait, 1, clock_left_ms(deadline_ns)) <= 0)
+            break;
+        ssize_t got = read(program->out_fd, text + used, sizeof(text) - 1 - used);
+        if (got <= 0)
+            break;
+        used += (size_t)got;
+    }
+    text[used] = '\0';
+    const char *at = strstr(text, key);
+    return at != NULL ? strtod(at + strlen(key), NULL) : 0;
+}
+
 static void program_end(struct program *program, int signal_number, struct rusage *ret_usage)
 {
     int status;
@@ -249,22 +271,30 @@ enum rf_code bench_start(struct bench *bench, struct rf_error *err)
 
 /* ---- memory ---- */
 
-/* Anonymous memory, and shared memory made by the process (its memfds), wherever it is mapped. */
-static uint64_t process_memory(pid_t pid)
-{
-    char path[64];
-    char line[256];
-    uint64_t bytes = 0;
-    uint64_t kib;
+/* A file that was counted: the same memory may be open under several descriptors. */
+struct counted {
+    ino_t inodes[64];
+    unsigned count;
+};
 
-    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
-    FILE *status = fopen(path, "re");
-    while (status != NULL && fgets(line, sizeof(line), status) != NULL) {
-        if (sscanf(line, "RssAnon: %" SCNu64, &kib) == 1)
-            bytes += kib * 1024;
+static bool count_once(struct counted *counted, ino_t inode)
+{
+    for (unsigned i = 0; i < counted->count; i++) {
+        if (counted->inodes[i] == inode)
+            return false;
     }
-    if (status != NULL)
-        fclose(status);
+    if (counted->count < sizeof(counted->inodes) / sizeof(counted->inodes[0]))
+        counted->inodes[counted->count++] = inode;
+    return true;
+}
+
+/* Shared memory made by the process (its memfds), wherever it is mapped. */
+static uint64_t memfd_memory(pid_t pid)
+{
+    struct counted counted = {.count = 0};
+    uint64_t bytes = 0;
+    char path[64];
+
     snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
     DIR *fds = opendir(path);
     for (struct dirent *entry; fds != NULL && (entry = readdir(fds)) != NULL;) {
@@ -272,12 +302,29 @@ static uint64_t process_memory(pid_t pid)
         struct stat st;
 
         if (readlinkat(dirfd(fds), entry->d_name, target, sizeof(target) - 1) > 0 &&
-            strncmp(target, "/memfd:", 7) == 0 && fstatat(dirfd(fds), entry->d_name, &st, 0) == 0)
+            strncmp(target, "/memfd:", 7) == 0 && fstatat(dirfd(fds), entry->d_name, &st, 0) == 0 &&
+            count_once(&counted, st.st_ino))
             bytes += (uint64_t)st.st_blocks * 512;
     }
     if (fds != NULL)
         closedir(fds);
     return bytes;
+}
+
+static uint64_t anonymous_memory(pid_t pid)
+{
+    char path[64];
+    char line[256];
+    uint64_t kib = 0;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    FILE *status = fopen(path, "re");
+    while (status != NULL && fgets(line, sizeof(line), status) != NULL &&
+           sscanf(line, "RssAnon: %" SCNu64, &kib) != 1) {
+    }
+    if (status != NULL)
+        fclose(status);
+    return kib * 1024;
 }
 
 static enum rf_code fork_memory(struct bench *bench, const char *url,
@@ -305,8 +352,11 @@ static enum rf_code fork_memory(struct bench *bench, const char *url,
     enum rf_code code = program_start(words, &program, err);
     if (code != RF_OK)
         return code;
+    /* Its own word: what wait4() reports for a child also counts the parent it was spawned from. */
+    double most = program_number(&program, "\"peak_resident_bytes\": ");
     program_end(&program, 0, &usage);
-    double most = (double)usage.ru_maxrss * 1024;
+    if (most <= 0)
+        return rf_fail(err, RF_E_FAILED, "rfork fork %s failed", url);
     samples_add(&result->samples, to_folder ? most : most - (double)model->bytes);
     bench_judge_most(result, "bytes", START_EXTRA_BYTES);
     snprintf(result->note, sizeof(result->note),
@@ -349,7 +399,9 @@ static enum rf_code seed_memory(struct bench *bench, const struct model_file *mo
     if (code == RF_OK) {
         struct bench_result *result = bench_result(bench, "seed: memory beside the weights");
 
-        samples_add(&result->samples, (double)process_memory(program.pid) - (double)model->bytes);
+        samples_add(&result->samples,
+                    (double)(anonymous_memory(program.pid) + memfd_memory(program.pid)) -
+                        (double)model->bytes);
         bench_judge_most(result, "bytes", START_EXTRA_BYTES);
         snprintf(result->note, sizeof(result->note),
                  "anonymous and shared memory of `rfork serve` after two forks, less the weights");

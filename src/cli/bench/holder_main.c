@@ -38,9 +38,11 @@ static enum rf_code fill_piece(void *ctx, uint64_t item, struct rf_error *err)
     struct rand_seq seq = {.state = item};
     uint64_t *words = (uint64_t *)(void *)(region_data_writable(region) + from);
 
-    (void)err;
     if (to > region_bytes(region))
         to = region_bytes(region);
+    enum rf_code code = region_populate(region, from, to - from, err);
+    if (code != RF_OK)
+        return code;
     for (uint64_t i = 0; i < (to - from) / sizeof(uint64_t); i++)
         words[i] = rand_next(&seq);
     return RF_OK;
