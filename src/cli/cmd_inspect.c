@@ -259,9 +259,7 @@ static enum rf_code inspect_run(struct inspect *inspect, struct rf_error *err)
     uint8_t root[HASH_MAX_BYTES];
 
     inspect->tensors = source_dtypes(manifest, inspect->dtypes);
-    /* The id is made by the manifest's own hash, whatever digests the weights have. */
-    snprintf(inspect->id, sizeof(inspect->id), "%s",
-             strchr(hash_text(HASH_XXH3_128, manifest->id, inspect->id), ':') + 1);
+    hash_text(manifest->algorithm, manifest->id, inspect->id);
     if (inspect->source.client != NULL)
         snprintf(inspect->root, sizeof(inspect->root), "%s", inspect->source.info.root_digest);
     if (inspect->command->digest && inspect->root[0] == '\0') {
