@@ -21,7 +21,7 @@ struct folder_file {
 };
 
 struct model_folder {
-    char *path; /* as given, without '/' at its end */
+    char *path;                /* as given, without '/' at its end */
     struct folder_file *files; /* weights first, in the order of their names; then side files */
     uint32_t file_count;
     uint32_t weights_count;
