@@ -294,12 +294,14 @@ enum rf_code chunk_error_decode(const uint8_t *body, size_t len, struct rf_error
     if (bytes > CHUNK_MAX_ERROR_BYTES)
         return rf_fail(err, RF_E_PROTO, "ERROR: text of %" PRIu64 " bytes, allowed are %d", bytes,
                        CHUNK_MAX_ERROR_BYTES);
+    const char *text = (const char *)in.at;
+    bytes = strnlen(text, bytes); /* a NUL ends it: what comes behind could not be shown */
     if (code == RF_OK || !chunk_code_ok(code))
         return rf_fail(err, RF_E_PROTO, "ERROR: code %" PRIu32 " is no failure we know: %.*s", code,
-                       (int)bytes, (const char *)in.at);
+                       (int)bytes, text);
     if (bytes == 0)
         return rf_fail(err, (enum rf_code)code, "the peer gives no reason");
-    return rf_fail(err, (enum rf_code)code, "%.*s", (int)bytes, (const char *)in.at);
+    return rf_fail(err, (enum rf_code)code, "%.*s", (int)bytes, text);
 }
 
 /* ---- ranges ---- */

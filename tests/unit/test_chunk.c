@@ -407,6 +407,19 @@ static void error_that_is_short_or_too_long_is_refused(void **state)
     assert_int_equal(chunk_error_decode(raw, CHUNK_MAX_ERROR_BODY + 1, &err), RF_E_PROTO);
 }
 
+static void error_without_words_still_says_something(void **state)
+{
+    (void)state;
+    static const uint8_t silent[] = {RF_E_FAILED, 0, 0, 0};
+    static const uint8_t nul[] = {RF_E_FAILED, 0, 0, 0, '\0', 'h', 'i'};
+    struct rf_error err;
+
+    assert_int_equal(chunk_error_decode(silent, sizeof silent, &err), RF_E_FAILED);
+    assert_says(&err, "no reason");
+    assert_int_equal(chunk_error_decode(nul, sizeof nul, &err), RF_E_FAILED);
+    assert_says(&err, "no reason");
+}
+
 static void terminal_controls_in_an_error_are_not_passed_on(void **state)
 {
     (void)state;
@@ -518,6 +531,7 @@ int main(void)
         cmocka_unit_test(error_of_an_unknown_kind_is_the_peers_fault),
         cmocka_unit_test(long_error_is_cut_between_characters),
         cmocka_unit_test(error_that_is_short_or_too_long_is_refused),
+        cmocka_unit_test(error_without_words_still_says_something),
         cmocka_unit_test(terminal_controls_in_an_error_are_not_passed_on),
         cmocka_unit_test(ranges_may_touch_the_end_but_not_pass_it),
         cmocka_unit_test(empty_and_overlapping_ranges_are_refused),
