@@ -263,6 +263,18 @@ static enum rf_code compare_ranks(struct diff *diff, struct rf_error *err)
     return RF_OK;
 }
 
+/* Structure was looked at before content: what is printed goes by names. */
+static int finding_order(const void *a, const void *b)
+{
+    const struct difference *left = &((const struct finding *)a)->difference;
+    const struct difference *right = &((const struct finding *)b)->difference;
+    int order = strcmp(left->name, right->name);
+
+    if (order == 0)
+        order = (left->kind > right->kind) - (left->kind < right->kind);
+    return order;
+}
+
 static enum rf_code compare_all(struct diff *diff, struct rf_error *err)
 {
     const struct manifest *a = diff->a.manifest;
@@ -283,6 +295,8 @@ static enum rf_code compare_all(struct diff *diff, struct rf_error *err)
         code = compare_content(diff, i, find_rank(diff->b.manifest, &a->ranks[i].id), err);
     if (code == RF_OK && diff->command->files)
         compare_files(diff);
+    if (diff->count > 0)
+        qsort(diff->findings, diff->count, sizeof(*diff->findings), finding_order);
     if (code == RF_OK && diff->nomem)
         code = rf_fail(err, RF_E_NOMEM, "no memory for %zu differences", diff->count + 1);
     return code;
