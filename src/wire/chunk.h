@@ -61,7 +61,7 @@ struct chunk_hdr {
     enum chunk_type type;
     uint8_t flags;
     uint32_t body_bytes;
-    uint64_t request_id;
+    uint64_t request_id; /* the reader chooses one per READ; 0: the connection itself */
 };
 
 void chunk_hello_encode(const struct chunk_hello *hello, uint8_t out[CHUNK_HELLO_BYTES]);
