@@ -41,6 +41,18 @@ static void report(struct report *to, const struct difference *difference)
         to->fn(to->ctx, difference);
 }
 
+static void report_one_sided(struct report *to, enum difference_kind kind,
+                             const struct tensor *tensor)
+{
+    struct difference difference = {.kind = kind, .name = tensor->name};
+
+    if (kind == DIFF_MISSING)
+        difference.a = tensor;
+    else
+        difference.b = tensor;
+    report(to, &difference);
+}
+
 static void compare_pair(struct report *to, const struct manifest_rank *rank_a,
                          const struct tensor *a, const struct manifest_rank *rank_b,
                          const struct tensor *b)
@@ -77,21 +89,23 @@ uint64_t compare_tensors(const struct manifest_rank *a, const struct manifest_ra
     uint32_t i = 0;
     uint32_t j = 0;
 
-    while (i < a->tensor_count || j < b->tensor_count) {
-        const struct tensor *at_a = i < a->tensor_count ? &a->tensors[i] : NULL;
-        const struct tensor *at_b = j < b->tensor_count ? &b->tensors[j] : NULL;
-        int order = at_a == NULL ? 1 : at_b == NULL ? -1 : tensor_name_compare(at_a, at_b);
+    while (i < a->tensor_count && j < b->tensor_count) {
+        int order = tensor_name_compare(&a->tensors[i], &b->tensors[j]);
 
         if (order < 0) {
-            report(&to, &(struct difference){DIFF_MISSING, .name = at_a->name, .a = at_a});
+            report_one_sided(&to, DIFF_MISSING, &a->tensors[i++]);
         } else if (order > 0) {
-            report(&to, &(struct difference){DIFF_EXTRA, .name = at_b->name, .b = at_b});
+            report_one_sided(&to, DIFF_EXTRA, &b->tensors[j++]);
         } else {
-            compare_pair(&to, a, at_a, b, at_b);
+            compare_pair(&to, a, &a->tensors[i], b, &b->tensors[j]);
+            i++;
+            j++;
         }
-        i += order <= 0;
-        j += order >= 0;
     }
+    while (i < a->tensor_count)
+        report_one_sided(&to, DIFF_MISSING, &a->tensors[i++]);
+    while (j < b->tensor_count)
+        report_one_sided(&to, DIFF_EXTRA, &b->tensors[j++]);
     return to.count;
 }
 

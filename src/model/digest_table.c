@@ -241,12 +241,12 @@ static enum rf_code piece_decode(const struct digest_table *table, const uint8_t
     if (code != RF_OK)
         return code;
     piece->bitmap = wire_get_bytes(&in, (piece->count + 7) / 8);
-    uint64_t set = in.ok ? bitmap_count(piece) : 0;
+    uint64_t set = piece->bitmap != NULL ? bitmap_count(piece) : 0;
     if (set == UINT64_MAX)
         return rf_fail(err, RF_E_PROTO,
                        "digests: the bitmap has bits beyond its %" PRIu64 " chunks", piece->count);
     piece->digests = wire_get_bytes(&in, set * table->digest_bytes); /* at most 2^20 of 32 */
-    if (!in.ok || wire_left(&in) != DIGEST_CHECK_BYTES)
+    if (piece->bitmap == NULL || piece->digests == NULL || wire_left(&in) != DIGEST_CHECK_BYTES)
         return rf_fail(err, RF_E_PROTO,
                        "digests: %zu bytes are not what %" PRIu64 " digests of %" PRIu64
                        " chunks take",
@@ -280,7 +280,7 @@ static uint64_t find_conflict(const struct digest_table *table, const struct dig
 enum rf_code digest_table_merge(struct digest_table *table, const uint8_t *data, size_t bytes,
                                 struct rf_error *err)
 {
-    struct digest_piece piece = {.count = 0};
+    struct digest_piece piece = {.bitmap = data, .digests = data}; /* until it is decoded */
     char ours[HASH_TEXT_BYTES];
     enum rf_code code = piece_decode(table, data, bytes, &piece, err);
 

@@ -234,7 +234,7 @@ static enum rf_code rank_ids_settle(const struct manifest *manifest, enum rf_cod
 {
     const struct rank_id *of_role[ROLE_COUNT] = {NULL};
     rf_autofree const struct rank_id **sorted =
-        calloc(manifest->rank_count + (size_t)1, sizeof *sorted);
+        calloc(manifest->rank_count + (size_t)1, sizeof(const struct rank_id *));
     char text[64];
     char other[64];
 
@@ -254,7 +254,7 @@ static enum rf_code rank_ids_settle(const struct manifest *manifest, enum rf_cod
                            rank_id_text(of_role[id->role], other), rank_id_text(id, text));
         sorted[i] = id;
     }
-    qsort(sorted, manifest->rank_count, sizeof *sorted, compare_id_pointers);
+    qsort(sorted, manifest->rank_count, sizeof(const struct rank_id *), compare_id_pointers);
     for (uint32_t i = 1; i < manifest->rank_count; i++) {
         if (rank_id_compare(sorted[i - 1], sorted[i]) == 0)
             return rf_fail(err, code, "rank %s: twice in the manifest",

@@ -89,7 +89,7 @@ static bool regions_grow(struct store_box *box)
 
     if (box->region_room > UINT32_MAX / 8)
         return false;
-    struct region **regions = reallocarray(store->regions, room, sizeof(*regions));
+    struct region **regions = reallocarray(store->regions, room, sizeof(struct region *));
     if (regions == NULL)
         return false;
     store->regions = regions;
@@ -142,7 +142,8 @@ enum rf_code store_root(const struct store *store, uint8_t ret_root[HASH_MAX_BYT
         if (digest_table_known(table) != digest_table_count(table))
             return RF_AGAIN;
     }
-    rf_autofree uint8_t(*roots)[HASH_MAX_BYTES] = calloc(manifest->rank_count, sizeof(*roots));
+    rf_autofree uint8_t(*roots)[HASH_MAX_BYTES] =
+        calloc(manifest->rank_count + (size_t)1, sizeof(*roots));
     if (roots == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " roots", manifest->rank_count);
     for (uint32_t i = 0; i < manifest->rank_count; i++) {
