@@ -91,8 +91,13 @@ static enum rf_code take_lease(struct remote *remote, struct rf_error *err)
             err, RF_E_MISMATCH,
             "%s changed its model between two requests (manifest %s, then %.40s): try again",
             client_url(remote->client), hex, remote->lease.manifest_id);
-    return transport_choose(wanted, remote->lease.endpoints, remote->lease.endpoint_count,
+    code = transport_choose(wanted, remote->lease.endpoints, remote->lease.endpoint_count,
                             &remote->choice, err);
+    /* The seed knows why it does not offer one ("map: weights live in the page cache"). */
+    const char *refused = remote->info.refused_transports;
+    if (code == RF_E_UNSUPPORTED && err != NULL && refused != NULL && refused[0] != '\0')
+        return rf_fail(err, code, "%.250s; the seed does not offer %.240s", err->text, refused);
+    return code;
 }
 
 enum rf_code remote_open(const char *url, const struct remote_options *options,
