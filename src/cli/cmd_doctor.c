@@ -265,7 +265,7 @@ static enum rf_code doctor_run(struct doctor *doctor, const struct doctor_comman
         code = print_json(doctor, err);
     else
         print_lines(doctor);
-    fflush(stdout);
+    output_flush();
     if (code != RF_OK)
         return code;
     if (unreachable != RF_OK) {

@@ -132,6 +132,8 @@ static bool is_choice(const char *words, const char *text)
 {
     size_t bytes = strlen(text);
 
+    if (strchr(text, '|') != NULL)
+        return false;
     for (const char *at = words; at != NULL; at = strchr(at, '|')) {
         at += *at == '|';
         if (strncmp(at, text, bytes) == 0 && (at[bytes] == '|' || at[bytes] == '\0'))

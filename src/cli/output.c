@@ -3,9 +3,11 @@
 #include "cli/progress.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 /* One write per line, so that lines of several threads do not mix; a progress line gives way. */
 __attribute__((format(printf, 1, 0))) static void put_line(const char *fmt, va_list args)
@@ -55,6 +57,14 @@ int output_usage(const char *command, const char *fmt, ...)
     return RF_E_INVAL;
 }
 
+static int stdout_errno; /* of the first flush that failed */
+
+void output_flush(void)
+{
+    if (fflush(stdout) != 0 && stdout_errno == 0)
+        stdout_errno = errno;
+}
+
 void output_line(const char *fmt, ...)
 {
     va_list args;
@@ -64,21 +74,29 @@ void output_line(const char *fmt, ...)
     vprintf(fmt, args);
     va_end(args);
     putchar('\n');
-    fflush(stdout);
+    output_flush();
+}
+
+/* Whether nobody reads stdout any more; printf() itself does not say why it failed. */
+static bool reader_left(void)
+{
+    struct pollfd out = {.fd = STDOUT_FILENO, .events = POLLOUT};
+
+    return stdout_errno == EPIPE || (poll(&out, 1, 0) > 0 && (out.revents & POLLERR) != 0);
 }
 
 int output_end(int exit_code)
 {
-    bool failed = fflush(stdout) != 0;
-    int saved = errno;
-
-    if (!failed && !ferror(stdout))
-        return exit_code;
-    if (failed && saved == EPIPE)
-        return exit_code;
     char reason[128];
+
+    output_flush();
+    if (stdout_errno == 0 && !ferror(stdout))
+        return exit_code;
+    if (reader_left())
+        return exit_code;
     return output_fail(RF_E_SYS, "stdout: what was printed is not complete: %s",
-                       failed ? strerror_r(saved, reason, sizeof(reason)) : "a write failed");
+                       stdout_errno != 0 ? strerror_r(stdout_errno, reason, sizeof(reason))
+                                         : "a write failed");
 }
 
 void output_exit_codes(void)

@@ -18,6 +18,9 @@ void output_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
  * and a server has others to care for. */
 void output_line(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+/* Flushes stdout, and remembers what went wrong for output_end(). */
+void output_flush(void);
+
 /* Flushes stdout; the exit code, or RF_E_SYS with a line on stderr if what was written got lost (disk full). */
 int output_end(int exit_code);
 
