@@ -232,25 +232,26 @@ static enum rf_code head_get(const struct digest_table *table, struct wire_in *i
 }
 
 static enum rf_code piece_decode(const struct digest_table *table, const uint8_t *data,
-                                 size_t bytes, struct digest_piece *piece, struct rf_error *err)
+                                 size_t bytes, struct digest_piece *ret_piece, struct rf_error *err)
 {
     struct wire_in in = wire_in_over(data, bytes);
+    struct digest_piece piece = {.count = 0};
     uint8_t check[HASH_MAX_BYTES];
-    enum rf_code code = head_get(table, &in, bytes, piece, err);
+    enum rf_code code = head_get(table, &in, bytes, &piece, err);
 
     if (code != RF_OK)
         return code;
-    piece->bitmap = wire_get_bytes(&in, (piece->count + 7) / 8);
-    uint64_t set = piece->bitmap != NULL ? bitmap_count(piece) : 0;
+    piece.bitmap = wire_get_bytes(&in, (piece.count + 7) / 8);
+    uint64_t set = piece.bitmap != NULL ? bitmap_count(&piece) : 0;
     if (set == UINT64_MAX)
         return rf_fail(err, RF_E_PROTO,
-                       "digests: the bitmap has bits beyond its %" PRIu64 " chunks", piece->count);
-    piece->digests = wire_get_bytes(&in, set * table->digest_bytes); /* at most 2^20 of 32 */
-    if (piece->bitmap == NULL || piece->digests == NULL || wire_left(&in) != DIGEST_CHECK_BYTES)
+                       "digests: the bitmap has bits beyond its %" PRIu64 " chunks", piece.count);
+    piece.digests = wire_get_bytes(&in, set * table->digest_bytes); /* at most 2^20 of 32 */
+    if (piece.bitmap == NULL || piece.digests == NULL || wire_left(&in) != DIGEST_CHECK_BYTES)
         return rf_fail(err, RF_E_PROTO,
                        "digests: %zu bytes are not what %" PRIu64 " digests of %" PRIu64
                        " chunks take",
-                       bytes, set, piece->count);
+                       bytes, set, piece.count);
     hash_once(HASH_XXH3_128, data, bytes - DIGEST_CHECK_BYTES, check);
     if (memcmp(check, in.at, DIGEST_CHECK_BYTES) != 0)
         return rf_fail(
@@ -258,6 +259,7 @@ static enum rf_code piece_decode(const struct digest_table *table, const uint8_t
             "digests: the %zu bytes do not match the check at their end: damaged on the way; "
             "fetch them again",
             bytes);
+    *ret_piece = piece;
     return RF_OK;
 }
 
