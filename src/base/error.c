@@ -79,21 +79,26 @@ void rf_text_sanitise(char *text)
     *to = '\0';
 }
 
-/* Formats into out; a line that does not fit ends in "...", never within a character. */
-__attribute__((format(printf, 3, 0))) static void format_line(char *out, size_t room,
+/* Ends a line that did not fit its room in "...", not within a character. */
+static void put_dots(char *line, size_t room)
+{
+    size_t at = room - 4;
+
+    while (at > 0 && ((uint8_t)line[at] & 0xc0) == 0x80)
+        at--;
+    memcpy(line + at, "...", 4);
+}
+
+__attribute__((format(printf, 2, 0))) static void format_line(char line[RF_ERROR_TEXT_BYTES],
                                                               const char *fmt, va_list args)
 {
-    int bytes = vsnprintf(out, room, fmt, args);
+    int bytes = vsnprintf(line, RF_ERROR_TEXT_BYTES, fmt, args);
 
     if (bytes < 0)
-        snprintf(out, room, "%s", fmt);
-    if (bytes > 0 && (size_t)bytes >= room && room > 4) {
-        size_t at = room - 4;
-        while (at > 0 && ((uint8_t)out[at] & 0xc0) == 0x80)
-            at--;
-        memcpy(out + at, "...", 4);
-    }
-    rf_text_sanitise(out);
+        snprintf(line, RF_ERROR_TEXT_BYTES, "%s", fmt);
+    else if (bytes >= RF_ERROR_TEXT_BYTES)
+        put_dots(line, RF_ERROR_TEXT_BYTES);
+    rf_text_sanitise(line);
 }
 
 enum rf_code rf_fail(struct rf_error *err, enum rf_code code, const char *fmt, ...)
@@ -104,7 +109,7 @@ enum rf_code rf_fail(struct rf_error *err, enum rf_code code, const char *fmt, .
     if (err == NULL)
         return code;
     va_start(args, fmt);
-    format_line(line, sizeof line, fmt, args);
+    format_line(line, fmt, args);
     va_end(args);
     err->code = code;
     err->sys_errno = 0;
@@ -141,8 +146,9 @@ static void join(struct rf_error *err, const char *prefix, const char *cause)
         while (prefix_bytes > 0 && ((uint8_t)prefix[prefix_bytes] & 0xc0) == 0x80)
             prefix_bytes--;
     }
-    snprintf(line, sizeof line, "%.*s: %s", (int)prefix_bytes, prefix, cause);
-    rf_text_sanitise(line); /* a character may have been cut at the end */
+    int bytes = snprintf(line, sizeof line, "%.*s: %s", (int)prefix_bytes, prefix, cause);
+    if (bytes >= (int)sizeof line)
+        put_dots(line, sizeof line);
     memcpy(err->text, line, sizeof line);
 }
 
@@ -157,7 +163,7 @@ enum rf_code rf_fail_sys(struct rf_error *err, const char *fmt, ...)
     if (err == NULL)
         return code;
     va_start(args, fmt);
-    format_line(line, sizeof line, fmt, args);
+    format_line(line, fmt, args);
     va_end(args);
     err->code = code;
     err->sys_errno = saved;
@@ -175,7 +181,7 @@ enum rf_code rf_error_wrap(struct rf_error *err, enum rf_code code, const char *
     if (err == NULL)
         return code;
     va_start(args, fmt);
-    format_line(line, sizeof line, fmt, args);
+    format_line(line, fmt, args);
     va_end(args);
     snprintf(cause, sizeof cause, "%s", err->text[0] != '\0' ? err->text : rf_code_name(code));
     err->code = code;

@@ -85,8 +85,9 @@ void log_event(enum log_level level, const char *event, const char *fmt, ...)
         va_start(args, fmt);
         int wanted = vsnprintf(line + bytes, room - bytes, fmt, args);
         va_end(args);
+        bool cut = wanted > 0 && (size_t)wanted >= room - bytes;
         bytes += written(wanted, room - bytes);
-        if (wanted > 0 && (size_t)wanted >= sizeof line)
+        if (cut)
             memcpy(line + bytes - 3, "...", 3);
     }
     line[bytes] = '\0';
