@@ -1,6 +1,6 @@
-/* What a hostile seed may say to a reader of `map`, with real descriptors among it: the first byte says how many of which
- * kind come with the first bytes, the second how the rest is cut into pieces. Whatever comes, nothing is left open, and a grant
- * that is taken covers its stream. */
+/* What a hostile seed may say to a reader of `map`, with real descriptors among it: the first byte says how many
+ * of which kind come with the first bytes, the second how the rest is cut into pieces. Whatever comes, nothing is
+ * left open, and a grant that is taken covers its stream. */
 #include "transport/map/intake.h"
 
 #include <fcntl.h>
@@ -55,40 +55,47 @@ static uint32_t feed_fds(uint8_t what, int fds[MAP_MAX_FDS])
     return count;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
+/* The lowest free descriptor: the same as before when nothing was left open. */
+static int next_fd(void)
 {
-    struct map_intake *intake = map_intake_create();
+    int fd = fcntl(0, F_DUPFD_CLOEXEC, 0);
+
+    close(fd);
+    return fd;
+}
+
+static void feed(struct map_intake *intake, const uint8_t *data, size_t len)
+{
+    size_t most = data[1] == 0 ? len : data[1];
     enum rf_code code = RF_OK;
     struct rf_error err = {0};
     int fds[MAP_MAX_FDS];
 
-    if (intake == NULL || len < 2) {
-        map_intake_destroy(intake);
-        return 0;
-    }
-    sources(); /* before the count */
-    int next_before = fcntl(0, F_DUPFD_CLOEXEC, 0);
-    close(next_before);
-    uint8_t what = data[0];
-    size_t most = data[1] == 0 ? len : data[1];
     for (size_t at = 2; at < len && code == RF_OK && !map_intake_done(intake);) {
         size_t room = 0;
         uint8_t *to = map_intake_where(intake, &room);
-        size_t bytes = len - at;
+        size_t bytes = len - at < most ? len - at : most;
         bytes = bytes < room ? bytes : room;
-        bytes = bytes < most ? bytes : most;
         memcpy(to, data + at, bytes);
-        code = map_intake_took(intake, bytes, fds, at == 2 ? feed_fds(what, fds) : 0, &err);
+        code = map_intake_took(intake, bytes, fds, at == 2 ? feed_fds(data[0], fds) : 0, &err);
         at += bytes;
     }
     if (code != RF_OK && (err.code != code || err.text[0] == '\0'))
         abort();
     if (code == RF_OK && map_intake_done(intake) && intake->refused == RF_OK)
         check_layout(&intake->layout, intake->stream_bytes);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
+{
+    struct map_intake *intake = map_intake_create();
+
+    sources(); /* before the count */
+    int before = next_fd();
+    if (intake != NULL && len > 2)
+        feed(intake, data, len);
     map_intake_destroy(intake);
-    int next_after = fcntl(0, F_DUPFD_CLOEXEC, 0);
-    close(next_after);
-    if (next_after != next_before)
-        abort(); /* the lowest free descriptor is another: one was left open */
+    if (next_fd() != before)
+        abort();
     return 0;
 }

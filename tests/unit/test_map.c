@@ -1,4 +1,5 @@
-/* What `map` promises beyond what every transport does: the same pages, read-only for good, for the same user alone. */
+/* What `map` promises beyond what every transport does: the same pages, read-only for good, for the same user
+ * alone. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "util/rig.h"

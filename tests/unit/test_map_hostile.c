@@ -1,4 +1,5 @@
-/* `map` against peers that break every rule: a seed made by hand for the reader, readers made by hand for the seed. */
+/* `map` against peers that break every rule: a seed made by hand for the reader, readers made by hand for the
+ * seed. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "util/rig.h"
@@ -61,28 +62,26 @@ static void send_part(int fd, const uint8_t *data, size_t bytes, const int *fds,
     (void)!sendmsg(fd, &msg, MSG_NOSIGNAL); /* the reader may have had enough */
 }
 
+static void hostile_say(const struct script *script, int fd)
+{
+    const struct buf *bytes = &script->bytes;
+    size_t first = script->drip ? 1 : bytes->bytes - (script->late_fd >= 0);
+
+    send_part(fd, bytes->data, first, script->fds, script->fd_count);
+    for (size_t at = first; at < bytes->bytes; at++)
+        send_part(fd, bytes->data + at, 1, &script->late_fd, script->late_fd >= 0);
+}
+
 static void hostile_serve(const struct hostile_seed *seed, int fd)
 {
-    const struct script *script = seed->script;
     struct pollfd fds[2] = {{.fd = fd, .events = POLLIN}, {.fd = seed->stop_fd, .events = POLLIN}};
     uint8_t hello[MAP_HELLO_BYTES];
-    size_t last = script->bytes.bytes > 0 ? script->bytes.bytes - 1 : 0;
-    size_t at = 0;
 
     if (recv(fd, hello, sizeof hello, MSG_WAITALL) != sizeof hello)
         return;
-    while (at < script->bytes.bytes) {
-        size_t bytes = script->drip                        ? 1
-                       : at < last && script->late_fd >= 0 ? last
-                                                           : script->bytes.bytes - at;
-        bool late = script->late_fd >= 0 && at == last && at > 0;
-        send_part(fd, script->bytes.data + at, bytes, late ? &script->late_fd : script->fds,
-                  late      ? 1
-                  : at == 0 ? script->fd_count
-                            : 0);
-        at += bytes;
-    }
-    while (script->hold && poll(fds, 2, WAIT_MS) > 0 && fds[1].revents == 0) {
+    if (seed->script->bytes.bytes > 0)
+        hostile_say(seed->script, fd);
+    while (seed->script->hold && poll(fds, 2, WAIT_MS) > 0 && fds[1].revents == 0) {
         if (recv(fd, hello, sizeof hello, 0) <= 0)
             break;
     }
@@ -212,8 +211,8 @@ static struct transport_session *open_hostile(const struct endpoint *endpoint, u
     return session;
 }
 
-/* What mapping from a seed that says so comes to: the code, an error that contains `text`, no descriptor left behind, and a session
- * that is dead unless the seed merely refused. Takes the script over. */
+/* What mapping from a seed that says so comes to: the code, an error that contains `text`, no descriptor left
+ * behind, and a session that is dead unless the seed merely refused. Takes the script over. */
 static void expect_within(struct script *script, uint64_t timeout_ms, enum rf_code code,
                           const char *text, bool dead)
 {

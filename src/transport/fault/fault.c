@@ -1,6 +1,6 @@
-/* Wraps another transport on the reader's side and misbehaves, from a seeded generator, as spec.h says. What it does to a
- * read it does to the wrapped transport's answer: a delay before, smaller places to put bytes, other bytes in them, an end
- * that comes too early. The wrapped transport notices nothing. */
+/* Wraps another transport on the reader's side and misbehaves, from a seeded generator, as spec.h says. What it
+ * does to a read it does to the wrapped transport's answer: a delay before, smaller places to put bytes, other
+ * bytes in them, an end that comes too early. The wrapped transport notices nothing. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/rand.h"
@@ -184,8 +184,8 @@ static struct read *read_end(struct fault_read *read, enum rf_code code, const s
     return outer;
 }
 
-/* Replaces the ranges of a read by as many bytes of another place. Knowing nothing of the stream's end, it goes towards its
- * beginning, or turns the bytes of a range at 0 by one. */
+/* Replaces the ranges of a read by as many bytes of another place. Knowing nothing of the stream's end, it goes
+ * towards its beginning, or turns the bytes of a range at 0 by one. */
 static enum rf_code read_lie(struct fault_read *read, struct rf_error *err)
 {
     struct read *inner = &read->inner;
@@ -204,7 +204,9 @@ static enum rf_code read_lie(struct fault_read *read, struct rf_error *err)
         } else if (!lied && range.count == 1 && range.bytes > 1 &&
                    inner->range_count < CHUNK_MAX_RANGES) {
             range.bytes--;
-            lie[count++] = (struct stream_range){.offset = 1, .bytes = range.bytes, .count = 1};
+            lie[count] = range;
+            lie[count].offset = 1;
+            count++;
             range.bytes = 1;
             lied = true;
         }
@@ -265,8 +267,8 @@ static void session_delay(struct transport_session *session, uint64_t deadline_n
     (void)session_idle(session, earlier(deadline_ns, clock_deadline_ns(delay_ms)));
 }
 
-/* What a peer does that stopped in the middle: nothing, until the session has had enough of it. RF_OK: it does not stall, or died
- * of it. */
+/* What a peer does that stopped in the middle: nothing, until the session has had enough of it. RF_OK: it does not
+ * stall, or died of it. */
 static enum rf_code session_stall(struct transport_session *session, uint64_t deadline_ns,
                                   struct rf_error *err)
 {
@@ -407,8 +409,12 @@ static void fault_close(struct transport_session *session)
     if (session == NULL)
         return;
     session->inner->close(session->session); /* first: it may hold our reads until then */
-    while (session->first != NULL)
-        (void)read_end(session->first, RF_OK, NULL);
+    struct fault_read *next = NULL;
+    for (struct fault_read *read = session->first; read != NULL; read = next) {
+        next = read->next;
+        free(read->lie);
+        free(read);
+    }
     free(session);
 }
 

@@ -36,8 +36,8 @@ struct fault_spec {
     char inner[TRANSPORT_NAME_BYTES];
 };
 
-/* Strict: no key twice, no blanks, no empty value, NAME not another fault. RF_E_INVAL says what is wrong and what could be
- * there. text need not come from a friend. */
+/* Strict: no key twice, no blanks, no empty value, NAME not another fault. RF_E_INVAL says what is wrong and what
+ * could be there. text need not come from a friend. */
 enum rf_code fault_spec_parse(const char *text, struct fault_spec *ret_spec, struct rf_error *err);
 
 #endif

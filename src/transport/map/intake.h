@@ -1,5 +1,5 @@
-/* The reader's half of one exchange as a state machine without sockets: what a seed sends goes in, bytes and descriptors,
- * and a layout over read-only regions comes out. Everything that goes in is untrusted. */
+/* The reader's half of one exchange as a state machine without sockets: what a seed sends goes in, bytes and
+ * descriptors, and a layout over read-only regions comes out. Everything that goes in is untrusted. */
 #ifndef TRANSPORT_MAP_INTAKE_H
 #define TRANSPORT_MAP_INTAKE_H
 

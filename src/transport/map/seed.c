@@ -1,6 +1,6 @@
-/* The seed's half: one thread waits on all readers. A grant is made once per rank, so answering is a send. A reader
- * stays connected for as long as it holds the pages, which is how the seed knows its readers; nothing of theirs can make
- * the thread wait. */
+/* The seed's half: one thread waits on all readers. A grant is made once per rank, so answering is a send. A
+ * reader stays connected for as long as it holds the pages, which is how the seed knows its readers; nothing of
+ * theirs can make the thread wait. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -245,8 +245,8 @@ static ssize_t share_send(const struct reader *reader)
     return sendmsg(reader->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-/* Readers that take no grants off their sockets hold descriptors in flight, of which the kernel allows each user as many
- * as it may have open (ETOOMANYREFS). */
+/* Readers that take no grants off their sockets hold descriptors in flight, of which the kernel allows each user
+ * as many as it may have open (ETOOMANYREFS). */
 static bool share_failed(struct transport_seed *seed, struct reader *reader, int why)
 {
     struct rf_error err = {0};
@@ -332,6 +332,7 @@ static void accept_pause(struct transport_seed *seed, bool pause)
 static void seed_accept(struct transport_seed *seed)
 {
     for (int i = 0; i < SEED_ACCEPTS; i++) {
+        /* cppcheck-suppress nullPointer ; who it is, is asked of the socket */
         int fd = accept4(seed->listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0) {
             reader_accept(seed, fd);
@@ -374,27 +375,41 @@ static int seed_timeout_ms(const struct transport_seed *seed)
     return until_ns == UINT64_MAX ? -1 : clock_left_ms(until_ns);
 }
 
-static void seed_expire(struct transport_seed *seed)
-{
-    uint64_t now_ns = clock_now_ns();
-
-    while (seed->waiting.first != NULL && seed->waiting.first->deadline_ns <= now_ns) {
-        log_debug("reader too slow", "transport=map readers=%" PRIu32, seed->connections);
-        reader_close(seed, seed->waiting.first);
-    }
-    if (seed->accept_after_ns != 0 && seed->accept_after_ns <= now_ns)
-        accept_pause(seed, false); /* does nothing once the listener is closed */
-}
-
-static void seed_cut(struct transport_seed *seed)
+/* Closes waiting readers: those whose deadline is not after `until_ns`; if asked so, only those a grant is on its
+ * way to. */
+static void waiting_close(struct transport_seed *seed, uint64_t until_ns, bool sending_only)
 {
     struct reader *next = NULL;
 
     for (struct reader *reader = seed->waiting.first; reader != NULL; reader = next) {
         next = reader->next;
-        if (reader->share != NULL)
+        assert(reader->waiting);
+        if (reader->deadline_ns <= until_ns && (reader->share != NULL || !sending_only))
             reader_close(seed, reader);
     }
+}
+
+static void resting_close(struct transport_seed *seed)
+{
+    struct reader *next = NULL;
+
+    for (struct reader *reader = seed->resting.first; reader != NULL; reader = next) {
+        next = reader->next;
+        assert(!reader->waiting);
+        reader_close(seed, reader);
+    }
+}
+
+static void seed_expire(struct transport_seed *seed)
+{
+    uint64_t now_ns = clock_now_ns();
+
+    if (seed->waiting.first != NULL && seed->waiting.first->deadline_ns <= now_ns) {
+        log_debug("readers too slow", "transport=map readers=%" PRIu32, seed->connections);
+        waiting_close(seed, now_ns, false);
+    }
+    if (seed->accept_after_ns != 0 && seed->accept_after_ns <= now_ns)
+        accept_pause(seed, false); /* does nothing once the listener is closed */
 }
 
 static void seed_event(struct transport_seed *seed, const struct epoll_event *event)
@@ -426,16 +441,14 @@ static void *seed_run(void *arg)
         if (seed->current != PHASE_SERVING)
             map_listener_close(&seed->listener); /* who comes now finds nobody */
         if (seed->current == PHASE_CUTTING)
-            seed_cut(seed);
+            waiting_close(seed, UINT64_MAX, true);
         int count = epoll_wait(seed->epoll_fd, events, SEED_EVENTS, seed_timeout_ms(seed));
         for (int i = 0; i < count; i++)
             seed_event(seed, &events[i]);
         seed_expire(seed);
     }
-    while (seed->waiting.first != NULL)
-        reader_close(seed, seed->waiting.first);
-    while (seed->resting.first != NULL)
-        reader_close(seed, seed->resting.first);
+    waiting_close(seed, UINT64_MAX, false);
+    resting_close(seed);
     return NULL;
 }
 

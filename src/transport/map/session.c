@@ -1,5 +1,6 @@
-/* The reader's half. A session has one connection; for each rank that is asked for it makes one exchange (intake.h) and keeps
- * the mapped layout, out of which it then copies. Everything waits in session_wait(), nowhere else. */
+/* The reader's half. A session has one connection; for each rank that is asked for it makes one exchange
+ * (intake.h) and keeps the mapped layout, out of which it then copies. Everything waits in session_wait(), nowhere
+ * else. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "transport/map/address.h"
@@ -107,15 +108,15 @@ static enum rf_code connect_failed(const char *name, int why, struct rf_error *e
     return rf_fail(err, RF_E_UNREACHABLE, "map: connect to %s: %s", name, strerror(why));
 }
 
-/* A Unix socket whose owner is slow in accepting has no event that poll() could wait for; a blocking connect() has, and takes
- * its limit from SO_SNDTIMEO. */
+/* A Unix socket whose owner is slow in accepting has no event that poll() could wait for; a blocking connect()
+ * has, and takes its limit from SO_SNDTIMEO. */
 static enum rf_code connect_until(struct transport_session *session, int fd, uint64_t deadline_ns,
                                   struct rf_error *err)
 {
     for (;;) {
         int left_ms = clock_left_ms(deadline_ns);
-        struct timeval slice = {
-            .tv_usec = 1000 * (left_ms < SESSION_CANCEL_MS ? left_ms + 1 : SESSION_CANCEL_MS)};
+        int slice_ms = left_ms < SESSION_CANCEL_MS ? left_ms + 1 : SESSION_CANCEL_MS;
+        struct timeval slice = {.tv_usec = INT64_C(1000) * slice_ms};
         (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &slice, sizeof slice);
         if (connect(fd, (const struct sockaddr *)&session->address.un, session->address.bytes) == 0)
             return RF_OK;
@@ -172,8 +173,8 @@ static enum rf_code exchange_begin(struct transport_session *session, uint32_t r
     return RF_OK;
 }
 
-/* The connection ended before the answer did. If not a byte of it came, the seed may just have closed a connection that
- * had been silent for longer than it waits, so that it is worth one more. */
+/* The connection ended before the answer did. If not a byte of it came, the seed may just have closed a connection
+ * that had been silent for longer than it waits, so that it is worth one more. */
 static enum rf_code exchange_lost(struct transport_session *session, int why, struct rf_error *err)
 {
     if (session->intake->begun || session->retried)
@@ -393,8 +394,8 @@ static enum rf_code copy_piece(struct transport_session *session, struct sink *s
     return sink->took(sink, bytes, err);
 }
 
-/* Whether the seed still holds its end. The pages would stay even if it did not; but a seed that stops, or lets a reader go, means
- * it, and a session must not go on as if nothing had happened. */
+/* Whether the seed still holds its end. The pages would stay even if it did not; but a seed that stops, or lets a
+ * reader go, means it, and a session must not go on as if nothing had happened. */
 static enum rf_code session_check_peer(struct transport_session *session, struct rf_error *err)
 {
     uint8_t byte = 0;
@@ -430,8 +431,8 @@ static enum rf_code copy_begin(struct transport_session *session, const struct l
     return RF_OK;
 }
 
-/* Works on the first read. RF_AGAIN: there is more to do; RF_E_TIMEOUT with the session alive: time is over; otherwise how
- * the read ended. */
+/* Works on the first read. RF_AGAIN: there is more to do; RF_E_TIMEOUT with the session alive: time is over;
+ * otherwise how the read ended. */
 static enum rf_code read_step(struct transport_session *session, uint64_t deadline_ns,
                               struct rf_error *err)
 {
