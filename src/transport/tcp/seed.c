@@ -67,6 +67,7 @@ struct worker {
 
 struct transport_seed {
     struct tcp_policy policy;
+    uint64_t handshake_ms;
     uint64_t idle_ms;
     uint64_t tick_ms;
     struct worker *workers;
@@ -347,7 +348,7 @@ static void accept_one(struct transport_seed *seed, int fd)
         return;
     }
     peer->fd = fd;
-    peer->deadline_ns = clock_deadline_ns(TCP_HANDSHAKE_MS);
+    peer->deadline_ns = clock_deadline_ns(seed->handshake_ms);
     tcp_tune(fd, seed->idle_ms);
     tcp_tune_sender(fd);
     accept_assign(seed, peer);
@@ -590,6 +591,7 @@ static struct transport_seed *seed_create(const struct exporter *exporter,
         options->max_connections != 0 ? options->max_connections : TCP_MAX_CONNECTIONS;
     seed->policy.sendfile_memfd = memfds_have_huge_pages();
     seed->idle_ms = options->idle_timeout_ms != 0 ? options->idle_timeout_ms : TCP_IDLE_MS;
+    seed->handshake_ms = seed->idle_ms < TCP_HANDSHAKE_MS ? seed->idle_ms : TCP_HANDSHAKE_MS;
     seed->tick_ms = seed->idle_ms / 4 < SEED_MAX_TICK_MS ? seed->idle_ms / 4 : SEED_MAX_TICK_MS;
     if (seed->tick_ms < SEED_MIN_TICK_MS)
         seed->tick_ms = SEED_MIN_TICK_MS;

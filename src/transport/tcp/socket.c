@@ -20,6 +20,19 @@ static void address_set(const struct addrinfo *found, struct tcp_address *ret_ad
     memcpy(&ret_address->any, found->ai_addr, found->ai_addrlen);
 }
 
+/* 1 to 65535 in decimal digits. getaddrinfo() would take 99999 for 34463. */
+static bool port_ok(const char *text)
+{
+    size_t digits = strspn(text, "0123456789");
+    uint32_t port = 0;
+
+    if (digits == 0 || digits > 5 || text[digits] != '\0')
+        return false;
+    for (size_t i = 0; i < digits; i++)
+        port = port * 10 + (uint32_t)(text[i] - '0');
+    return port > 0 && port <= UINT16_MAX;
+}
+
 enum rf_code tcp_address_parse(const char *text, struct tcp_address *ret_address,
                                struct rf_error *err)
 {
@@ -36,8 +49,7 @@ enum rf_code tcp_address_parse(const char *text, struct tcp_address *ret_address
     bool bracketed = bytes > 2 && text[0] == '[' && text[bytes - 1] == ']';
     size_t skip = bracketed ? 1 : 0;
     size_t host_bytes = bytes > 2 * skip ? bytes - 2 * skip : 0;
-    bool ok = host_bytes > 0 && host_bytes < sizeof host && colon[1] != '\0' &&
-              colon[1 + strspn(colon + 1, "0123456789")] == '\0';
+    bool ok = host_bytes > 0 && host_bytes < sizeof host && port_ok(colon + 1);
     if (ok) {
         memcpy(host, text + skip, host_bytes);
         host[host_bytes] = '\0';

@@ -5,7 +5,8 @@
 #include "transport/transport.h"
 
 enum {
-    TCP_HANDSHAKE_MS = 10 * 1000, /* from accept() to a complete hello */
+    TCP_HANDSHAKE_MS =
+        10 * 1000, /* from accept() to a complete hello, or less if idle connections get less */
     TCP_IDLE_MS =
         60 *
         1000, /* without a request, or without a byte taken, unless the options say otherwise */
