@@ -109,7 +109,8 @@ static void add_identity(struct diff *diff, const char *name, const char *a, con
 
 /* ---- identity and files ---- */
 
-/* What must be equal for one to fork from the other. Names of models and architectures are only words of their configs. */
+/* What must be equal for one to fork from the other. Names of models and architectures are only
+ * words of their configs. */
 static void compare_identity(struct diff *diff)
 {
     static const char *const stages[] = {"checkpoint", "fused", "processed"};

@@ -1,4 +1,5 @@
-/* `rfork doctor`: which paths work on this machine and towards a seed, and why the others do not. */
+/* `rfork doctor`: which paths work on this machine and towards a seed, and why the others do
+ * not. */
 #include "base/size.h"
 #include "base/thread.h"
 #include "cli/commands.h"

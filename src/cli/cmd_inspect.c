@@ -222,7 +222,8 @@ static void json_dtypes(const struct inspect *inspect, struct jsonout *out)
     jsonout_close(out, '}');
 }
 
-/* manifest_json() knows all of ranks, tensors and files; here is what belongs to this view of it. */
+/* manifest_json() knows all of ranks, tensors and files; here is what belongs to this view of
+ * it. */
 static enum rf_code inspect_json(const struct inspect *inspect, struct rf_error *err)
 {
     const struct manifest *manifest = inspect->source.manifest;

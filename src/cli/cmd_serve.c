@@ -1,4 +1,5 @@
-/* `rfork serve`: its command line. serve.c is what it does, serve_load.c where the weights come from. */
+/* `rfork serve`: its command line. serve.c is what it does, serve_load.c where the weights come
+ * from. */
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "cli/serve.h"

@@ -1,4 +1,5 @@
-/* `rfork verify`: recomputes digests, of a folder from its files, of a seed from what its transport delivers. */
+/* `rfork verify`: recomputes digests, of a folder from its files, of a seed from what its
+ * transport delivers. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/size.h"
@@ -80,8 +81,8 @@ struct verify {
 
 /* ---- a seed ---- */
 
-/* Every byte is received and hashed, and written to where nothing is kept: as much memory as a fork into files needs,
- * whatever the model's size. */
+/* Every byte is received and hashed, and written to where nothing is kept: as much memory as a
+ * fork into files needs, whatever the model's size. */
 static enum rf_code drop_rank(struct remote *remote, uint32_t rank, int fd,
                               struct remote_result *ret_result, struct rf_error *err)
 {

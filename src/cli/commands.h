@@ -1,4 +1,5 @@
-/* The commands of the program. Each takes its own name as argv[0], prints what it has to say, and returns the exit code. */
+/* The commands of the program. Each takes its own name as argv[0], prints what it has to say,
+ * and returns the exit code. */
 #ifndef CLI_COMMANDS_H
 #define CLI_COMMANDS_H
 

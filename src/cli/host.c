@@ -108,14 +108,16 @@ void host_look(struct host_facts *ret_facts)
 
 uint64_t host_peak_resident_bytes(void)
 {
+    FILE *status = fopen("/proc/self/status", "re");
     char line[256];
     uint64_t kib = 0;
-    FILE *status = fopen("/proc/self/status", "re");
 
-    while (status != NULL && fgets(line, sizeof(line), status) != NULL &&
-           sscanf(line, "VmHWM: %" SCNu64, &kib) != 1) {
+    if (status == NULL)
+        return 0;
+    while (kib == 0 && fgets(line, sizeof(line), status) != NULL) {
+        if (strncmp(line, "VmHWM:", 6) == 0)
+            kib = strtoull(line + 6, NULL, 10);
     }
-    if (status != NULL)
-        fclose(status);
+    fclose(status);
     return kib * 1024;
 }

@@ -25,7 +25,8 @@ struct host_facts {
 /* Looks; what cannot be read stays zero. Does not block. */
 void host_look(struct host_facts *ret_facts);
 
-/* The largest resident set this process has had since it was executed, shared pages included; 0 if unknown. */
+/* The largest resident set this process has had since it was executed, shared pages included; 0
+ * if unknown. */
 uint64_t host_peak_resident_bytes(void);
 
 /* Transports that people ask for and this build has not; NULL name at the end. */

@@ -4,7 +4,8 @@
 
 #include "base/buf.h"
 
-/* Zero-initialise; jsonout_print() prints it with a newline and frees it. key is NULL inside an array. */
+/* Zero-initialise; jsonout_print() prints it with a newline and frees it. key is NULL inside an
+ * array. */
 struct jsonout {
     struct buf buf;
     bool comma;

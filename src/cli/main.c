@@ -104,7 +104,8 @@ int main(int argc, char **argv)
 {
     struct rf_error error;
 
-    /* A peer or a pipe that goes away is an error code of the call that noticed, not the end of a server. */
+    /* A peer or a pipe that goes away is an error code of the call that noticed, not the end of
+     * a server. */
     signal(SIGPIPE, SIG_IGN);
     if (argc < 2) {
         put_usage(stderr);

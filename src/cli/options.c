@@ -62,7 +62,7 @@ static uint64_t duration_unit_ms(const char *suffix)
     static const struct {
         const char *name;
         uint64_t ms;
-    } units[] = {{"ms", 1}, {"s", 1000}, {"min", 60 * 1000}, {"m", 60 * 1000}, {"h", 3600 * 1000}};
+    } units[] = {{"ms", 1}, {"s", 1000}, {"min", 60000}, {"m", 60000}, {"h", 3600000}};
 
     for (unsigned i = 0; i < sizeof(units) / sizeof(units[0]); i++) {
         if (strcmp(suffix, units[i].name) == 0)
@@ -246,7 +246,8 @@ static int unknown_option(const struct command_spec *spec, const char *word, siz
                         typed, suggest.best);
 }
 
-/* The value of the option whose name is at argv[at]: behind it in the same word, or the next word. */
+/* The value of the option whose name is at argv[at]: behind it in the same word, or the next
+ * word. */
 static int take_value(struct parse *parse, const struct option_spec *option, const char *shown,
                       const char *inline_value)
 {

@@ -1,5 +1,5 @@
-/* The command line of one command, declared once: its table gives the parser, the defaults, the environment variables
- * and --help. tests/system/test_cli_errors.py holds the man pages to it. */
+/* The command line of one command, declared once: its table gives the parser, the defaults, the
+ * environment variables and --help. tests/system/test_cli_errors.py holds the man pages to it. */
 #ifndef CLI_OPTIONS_H
 #define CLI_OPTIONS_H
 
@@ -46,10 +46,10 @@ struct command_spec {
 
 enum { OPTIONS_GO_ON = -1 };
 
-/* Fills the command's zero-initialised struct from defaults, environment and argv[1 ...]; the operands are moved to
- * argv[1 ...] and counted. Texts are borrowed from argv, the environment and the table. Handles --help and --log-level,
- * which all commands have. Returns OPTIONS_GO_ON, or the exit code when there is nothing left to do; what was wrong has
- * been printed then. */
+/* Fills the command's zero-initialised struct from defaults, environment and argv[1 ...]; the
+ * operands are moved to argv[1 ...] and counted. Texts are borrowed from argv, the environment
+ * and the table. Handles --help and --log-level, which all commands have. Returns OPTIONS_GO_ON,
+ * or the exit code when there is nothing left to do; what was wrong has been printed then. */
 int options_parse(const struct command_spec *spec, int argc, char **argv, void *values,
                   unsigned *ret_operands);
 

@@ -14,14 +14,15 @@ int output_usage(const char *command, const char *fmt, ...) __attribute__((forma
 /* "rfork: <line>" on stderr: something the user should know although all goes well. Any thread. */
 void output_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
-/* A line on stdout, flushed. A reader of stdout that went away is not an error: whoever pipes into `head` has seen enough,
- * and a server has others to care for. */
+/* A line on stdout, flushed. A reader of stdout that went away is not an error: whoever pipes
+ * into `head` has seen enough, and a server has others to care for. */
 void output_line(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* Flushes stdout, and remembers what went wrong for output_end(). */
 void output_flush(void);
 
-/* Flushes stdout; the exit code, or RF_E_SYS with a line on stderr if what was written got lost (disk full). */
+/* Flushes stdout; the exit code, or RF_E_SYS with a line on stderr if what was written got lost
+ * (disk full). */
 int output_end(int exit_code);
 
 /* All codes with their meaning, on stdout. */

@@ -1,16 +1,17 @@
 #include "cli/probe.h"
 
-#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/thread.h"
 #include "cli/signals.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 enum {
     PROBE_BYTES = 64 << 20,
     PROBE_MS = 300,
-    PROBE_READ_BYTES = 4 << 20,
+    PROBE_FIRST_BYTES = 256 << 10, /* the first read of a connection; each next is twice as large */
+    PROBE_READ_BYTES = 4 << 20,    /* but no larger: on a slow link one read must end in time */
     PROBE_SCRATCH_BYTES = 512 << 10, /* reads land here one over the other: nobody looks at them */
 };
 
@@ -52,21 +53,27 @@ static enum rf_code probe_took(struct sink *sink, uint64_t bytes, struct rf_erro
     return RF_OK;
 }
 
-/* One read after the other: of the probe's purpose, a figure to go by, this is the pessimistic side. */
+static uint64_t grown(uint64_t bytes)
+{
+    return bytes * 2 < PROBE_READ_BYTES ? bytes * 2 : PROBE_READ_BYTES;
+}
+
+/* One read after the other: of the probe's purpose, a figure to go by, this is the pessimistic
+ * side. */
 static enum rf_code probe_reads(struct probe *probe, struct transport_session *session,
                                 uint8_t *scratch, struct rf_error *err)
 {
     const struct transport *transport = probe->choice->transport;
+    uint64_t bytes = PROBE_FIRST_BYTES;
 
-    while (clock_now_ns() < probe->deadline_ns) {
-        uint64_t offset =
-            atomic_fetch_add_explicit(&probe->next, PROBE_READ_BYTES, memory_order_relaxed);
+    for (; clock_now_ns() < probe->deadline_ns; bytes = grown(bytes)) {
+        uint64_t offset = atomic_fetch_add_explicit(&probe->next, bytes, memory_order_relaxed);
         if (offset >= probe->stream_bytes || offset >= PROBE_BYTES)
             return RF_OK;
         uint64_t left = probe->stream_bytes - offset;
         struct stream_range range = {
             .offset = offset,
-            .bytes = left < PROBE_READ_BYTES ? left : PROBE_READ_BYTES,
+            .bytes = left < bytes ? left : bytes,
             .count = 1,
         };
         struct probe_sink sink = {
@@ -108,7 +115,7 @@ static enum rf_code probe_connection(void *ctx, uint64_t item, struct rf_error *
         .connections = probe->connections,
     };
     struct transport_session *session = NULL;
-    rf_autofree uint8_t *scratch = malloc(PROBE_SCRATCH_BYTES);
+    uint8_t *scratch = malloc(PROBE_SCRATCH_BYTES);
 
     (void)item;
     if (scratch == NULL)
@@ -116,10 +123,10 @@ static enum rf_code probe_connection(void *ctx, uint64_t item, struct rf_error *
     memcpy(options.token, probe->lease->token, sizeof(options.token));
     enum rf_code code =
         probe->choice->transport->open(&probe->choice->endpoint, &options, &session, err);
-    if (code != RF_OK)
-        return code;
-    code = probe_reads(probe, session, scratch, err);
+    if (code == RF_OK)
+        code = probe_reads(probe, session, scratch, err);
     probe->choice->transport->close(session);
+    free(scratch);
     return code;
 }
 

@@ -10,8 +10,8 @@ struct probe_result {
     unsigned connections;
 };
 
-/* Reads real chunks under a lease of its own, over as many connections as a fork would use, until 64 MiB have come or 0.3 s
- * are over. Blocks. */
+/* Reads real chunks under a lease of its own, over as many connections as a fork would use,
+ * until 64 MiB have come or 0.3 s are over. Blocks. */
 enum rf_code probe_run(struct remote *remote, const struct transfer_options *options,
                        struct probe_result *ret_result, struct rf_error *err);
 

@@ -1,5 +1,6 @@
-/* One line on a terminal, redrawn: bytes, rate, time left. Nothing at all where stderr is no terminal, and nothing for
- * what takes less than a second. One at a time per program; every function may be called from any thread. */
+/* One line on a terminal, redrawn: bytes, rate, time left. Nothing at all where stderr is no
+ * terminal, and nothing for what takes less than a second. One at a time per program; every
+ * function may be called from any thread. */
 #ifndef CLI_PROGRESS_H
 #define CLI_PROGRESS_H
 

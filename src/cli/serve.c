@@ -1,5 +1,5 @@
-/* The life of an instance. Its control plane answers from the first moment ("loading"); a thread fills the store; the main
- * thread waits for signals. */
+/* The life of an instance. Its control plane answers from the first moment ("loading"); a thread
+ * fills the store; the main thread waits for signals. */
 #include "cli/serve.h"
 
 #include "base/cleanup.h"
@@ -87,8 +87,9 @@ static void *load_main(void *arg)
     return NULL;
 }
 
-/* A signal came before the loader was done. A fork notices it and ends in order. Reads of files do not, and hold nothing
- * that the kernel would not take back: then the process ends with that thread still in it. */
+/* A signal came before the loader was done. A fork notices it and ends in order. Reads of files
+ * do not, and hold nothing that the kernel would not take back: then the process ends with that
+ * thread still in it. */
 static void wait_cancelled(struct instance *instance)
 {
     struct pollfd done = {.fd = instance->done_fd, .events = POLLIN};
@@ -222,7 +223,8 @@ int serve_run(const struct serve_command *command)
         code = say_ready(&instance, &error);
     if (code == RF_OK) {
         code = instance_wait(&instance, &error);
-        /* After a failure nothing is served, but readers are told why before their connection ends. */
+        /* After a failure nothing is served, but readers are told why before their connection
+         * ends. */
         instance_drain(&instance, code == RF_OK || command->drain_timeout_ms < SERVE_FAILED_MS
                                       ? command->drain_timeout_ms
                                       : SERVE_FAILED_MS);

@@ -1,5 +1,5 @@
-/* `rfork serve`, in three files: cmd_serve.c the command line, serve.c the life of the instance, serve_load.c where the
- * weights come from. Not for others. */
+/* `rfork serve`, in three files: cmd_serve.c the command line, serve.c the life of the instance,
+ * serve_load.c where the weights come from. Not for others. */
 #ifndef CLI_SERVE_H
 #define CLI_SERVE_H
 
@@ -40,13 +40,14 @@ struct serve_loaded {
     char reason[REMOTE_REASON_BYTES];
     bool verified;
     char model[RF_MAX_NAME_BYTES]; /* for progress, which outlives the manifest's builder */
-    /* Whether cancelling must wait for the loader: a fork notices the flag by itself and closes its lease; reads of files
-     * notice nothing and hold nothing. Release by the loader, acquire by who cancels. */
+    /* Whether cancelling must wait for the loader: a fork notices the flag by itself and closes
+     * its lease; reads of files notice nothing and hold nothing. Release by the loader, acquire
+     * by who cancels. */
     atomic_bool notices_cancel;
 };
 
-/* Fills ret_loaded (zero-initialised) as the command says, and says on stderr how much memory it takes before it takes
- * it. Blocks; signals end it if notices_cancel. */
+/* Fills ret_loaded (zero-initialised) as the command says, and says on stderr how much memory it
+ * takes before it takes it. Blocks; signals end it if notices_cancel. */
 enum rf_code serve_load(const struct serve_command *command, struct serve_loaded *ret_loaded,
                         struct rf_error *err);
 

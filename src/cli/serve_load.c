@@ -129,8 +129,8 @@ static enum rf_code load_seed(const struct serve_command *command, struct serve_
 
 /* ---- which of them ---- */
 
-/* Whether another source may be better off: the seed is not there, not ready, full, or went away. What is wrong with its
- * bytes, or with the command line, must be seen. */
+/* Whether another source may be better off: the seed is not there, not ready, full, or went
+ * away. What is wrong with its bytes, or with the command line, must be seen. */
 static bool may_fall_back(enum rf_code code)
 {
     return code == RF_E_UNREACHABLE || code == RF_E_TIMEOUT || code == RF_E_CHANGED ||

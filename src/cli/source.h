@@ -1,5 +1,6 @@
-/* A model that the command line names: a seed by its URL, a folder, or a .safetensors file. What inspect, diff and verify
- * look at. One thread at a time per source; calls end within their deadlines or when a signal comes. */
+/* A model that the command line names: a seed by its URL, a folder, or a .safetensors file. What
+ * inspect, diff and verify look at. One thread at a time per source; calls end within their
+ * deadlines or when a signal comes. */
 #ifndef CLI_SOURCE_H
 #define CLI_SOURCE_H
 
@@ -20,8 +21,9 @@ struct source {
 /* "http://...", or HOST:PORT where there is no such file. */
 bool source_is_url(const char *text);
 
-/* Opens and reads headers, no weights. like: whose algorithm and chunk size a folder's digests shall have; NULL for the
- * defaults. Close also after a failure. Errors: those of client_*, model_folder_open(), load_folder(). */
+/* Opens and reads headers, no weights. like: whose algorithm and chunk size a folder's digests
+ * shall have; NULL for the defaults. Close also after a failure. Errors: those of client_*,
+ * model_folder_open(), load_folder(). */
 enum rf_code source_open(const char *text, uint64_t timeout_ms, const struct manifest *like,
                          struct source *ret_source, struct rf_error *err);
 /* The same with algorithm and chunk size given; 0 for the defaults. */
@@ -29,11 +31,13 @@ enum rf_code source_open_as(const char *text, uint64_t timeout_ms, enum hash_alg
                             uint32_t chunk_bytes, struct source *ret_source, struct rf_error *err);
 void source_close(struct source *source);
 
-/* Model root: reads every byte of a folder; of a seed fetches the chunk digests, waiting while it still makes them. */
+/* Model root: reads every byte of a folder; of a seed fetches the chunk digests, waiting while
+ * it still makes them. */
 enum rf_code source_root(struct source *source, uint8_t ret_root[HASH_MAX_BYTES],
                          struct rf_error *err);
 
-/* Digests of a rank's tensors, made anew: reads every byte, here or at the seed. The caller destroys *ret_table. */
+/* Digests of a rank's tensors, made anew: reads every byte, here or at the seed. The caller
+ * destroys *ret_table. */
 enum rf_code source_tensor_digests(struct source *source, uint32_t rank,
                                    struct digest_table **ret_table, struct rf_error *err);
 

@@ -59,7 +59,8 @@ enum { TRANSFER_MAX_CONNECTIONS = 64, TRANSFER_MAX_RETRIES = 1000 };
 /* Checks what no single option can; prints what is wrong. OPTIONS_GO_ON or 2. */
 int transfer_check(const char *command, const struct transfer_options *options);
 
-/* Options of a remote: signals cancel it, progress goes to the terminal. *ret_options points into options. */
+/* Options of a remote: signals cancel it, progress goes to the terminal. *ret_options points
+ * into options. */
 void transfer_remote_options(const struct transfer_options *options,
                              struct remote_options *ret_options);
 
@@ -70,7 +71,8 @@ bool transfer_maps(const struct transfer_options *options, const struct remote *
 const char *transfer_root_text(const struct remote *remote, const struct remote_result *result,
                                char out[HASH_TEXT_BYTES]);
 
-/* Members of the object that is open: bytes, seconds, bytes_per_s, transport, reason, verified, root_digest and so on. */
+/* Members of the object that is open: bytes, seconds, bytes_per_s, transport, reason, verified,
+ * root_digest and so on. */
 void transfer_json(const struct remote *remote, const struct remote_result *result,
                    struct jsonout *out);
 
