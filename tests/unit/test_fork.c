@@ -439,6 +439,7 @@ static void cancelling_ends_a_stalled_fork_within_a_second(void **state)
     uint8_t *memory;
 
     options.timeout_ms = 60000;
+    options.connections = 1; /* one lease: what the other thread waits for */
     misbehave(bed, "1,kind=stall");
     uint64_t start_ns = clock_now_ns();
     assert_int_equal(thread_start(&thread, "cancel", cancel_main, bed, NULL), RF_OK);
