@@ -12,13 +12,13 @@
 #include "base/hash.h"
 
 enum {
+    MANIFEST_VERSION = 1, /* of the binary form; the only one so far */
     MANIFEST_MAX_RANKS = 4096,
-    MANIFEST_VERSION = 1,                   /* of the binary form; the only one so far */
     MANIFEST_MAX_TENSORS = 4 * 1000 * 1000, /* of all ranks */
     MANIFEST_MAX_FILES = 10000,
     MANIFEST_MAX_SIDE_BYTES = 64 << 20, /* of one FILE_SIDE: forks hold them in memory */
     MANIFEST_MAX_TEXT_BYTES = 1024,     /* of each text of the identity */
-    MANIFEST_MAX_CHUNKS = 1 << 28,      /* of all ranks: what a digest table costs is bounded */
+    MANIFEST_MAX_CHUNKS = 1 << 28,      /* of all ranks: bounds what digest tables cost */
     MANIFEST_MAX_BYTES = 1 << 30,       /* encoded */
     MANIFEST_CHECK_BYTES = 16,          /* XXH3-128 at the end of the binary form */
     MANIFEST_LEAF_BYTES = 64 << 10,
@@ -50,11 +50,11 @@ struct tensor {
     const uint64_t *slice_start;  /* [ndim] where the piece begins in it; NULL: all zero */
     uint64_t bytes;
     uint64_t stream_offset;
-    uint32_t
-        alias_of;   /* index in the rank of the tensor whose bytes these are, or MANIFEST_NONE. An
-                        * alias takes no place in the stream: its stream_offset is the other's */
-    uint32_t order; /* place in the engine's or file's own order */
-    uint32_t file;  /* index of the weight file that it came from, or MANIFEST_NONE */
+    /* Index in the rank of the tensor whose bytes these are, or MANIFEST_NONE. An alias takes no place
+     * in the stream: its stream_offset is the other's. */
+    uint32_t alias_of;
+    uint32_t order;       /* place in the engine's or file's own order */
+    uint32_t file;        /* index of the weight file that it came from, or MANIFEST_NONE */
     uint64_t file_offset; /* of its bytes in that file, header included; 0 without a file */
 };
 

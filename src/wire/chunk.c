@@ -4,7 +4,6 @@
 #include "wire/chunk.h"
 
 #include <assert.h>
-#include <ctype.h>
 #include <inttypes.h>
 
 static const char magic_chunk[] = "rfork/1\n";
@@ -24,14 +23,13 @@ enum rf_code chunk_magic_get(struct wire_in *in, const char *protocol, const cha
     if (memcmp(got, magic, CHUNK_MAGIC_BYTES) == 0)
         return RF_OK;
 
-    /* What came instead is the best hint at who is at the other end: "GET / HT", "SSH-2.0-", a TLS record. */
+    /* What came instead is the best hint at who is at the other end: "GET / HT", "SSH-2.0-", a TLS
+     * record. */
     for (unsigned i = 0; i < CHUNK_MAGIC_BYTES; i++)
-        seen[i] = isprint(got[i]) ? (char)got[i] : '.';
-    return rf_fail(
-        err, RF_E_PROTO,
-        "%s: begins with \"%s\", not with \"%.7s\": the peer speaks another protocol; check "
-        "the port",
-        protocol, seen, magic);
+        seen[i] = got[i] >= ' ' && got[i] <= '~' ? (char)got[i] : '.';
+    return rf_fail(err, RF_E_PROTO,
+                   "%s: begins with \"%s\", not \"%.7s\": another protocol; check the port",
+                   protocol, seen, magic);
 }
 
 void chunk_hello_put(struct wire_out *out, const char *magic, const struct chunk_hello *hello)
@@ -332,7 +330,7 @@ enum rf_code stream_ranges_check(const struct stream_range *ranges, uint32_t cou
 
     for (uint32_t i = 0; i < count; i++) {
         const struct stream_range *range = &ranges[i];
-        uint64_t bytes;
+        uint64_t bytes = 0;
 
         if (!range_fits(range, stream_bytes, &bytes))
             return rf_fail(err, RF_E_INVAL,

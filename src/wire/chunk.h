@@ -35,8 +35,8 @@ enum chunk_type { CHUNK_READ = 1, CHUNK_DATA = 2, CHUNK_ERROR = 3, CHUNK_GOODBYE
 
 enum { CHUNK_FLAG_LAST = 1 };
 
-/* A piece of a stream, or `count` equally spaced ones: bytes [offset + i * stride, + bytes) for i
- * < count. count 1: stride is 0. */
+/* A piece of a stream, or `count` equally spaced ones: for each i < count the bytes
+ * [offset + i * stride, offset + i * stride + bytes). With count 1, stride is 0. */
 struct stream_range {
     uint64_t offset;
     uint64_t bytes;
