@@ -15,8 +15,8 @@ enum {
     CONNS_MAX_TICK_MS = 1000,
     /* An answer of which nothing has gone out for so long may be ended when room is needed. */
     CONNS_STALL_MS = 5000,
-    /* Above the limit so many may come in while those that have to go are being closed. */
-    CONNS_SLACK = 128,
+    /* Who has been here for less has not had the time to ask. */
+    CONNS_YOUNG_MS = 1000,
 };
 
 /* What a connection is doing. Each kind is a list, in the order in which they came into it. */
@@ -35,6 +35,7 @@ struct conn {
     enum conn_kind kind;
     int fd;
     struct MHD_Connection *mhd;
+    uint64_t since_ns;    /* when it came into its list */
     uint64_t deadline_ns; /* shut down then, or resumed if polling */
     conn_ready_fn ready;
     void *ready_ctx;
@@ -68,6 +69,7 @@ struct conns {
 
 static void list_append(struct conn_list *list, struct conn *conn)
 {
+    conn->since_ns = clock_now_ns();
     conn->prev = list->last;
     conn->next = NULL;
     if (list->last != NULL)
@@ -133,23 +135,22 @@ static struct conn *stalled_locked(struct conns *conns) RF_REQUIRES(conns->lock)
     return found;
 }
 
-/* Ends the connection that is missed least: who has been silent for longest; else who has waited for news for longest
- * is answered at once; else an answer that nobody takes. */
+/* Ends the connection that is missed least: who has been silent for longest; or, if none has been for long, who has waited for
+ * news for longest is answered at once; else an answer that nobody takes. */
 static void make_room_locked(struct conns *conns) RF_REQUIRES(conns->lock)
 {
+    uint64_t young_ns = clock_now_ns() - CONNS_YOUNG_MS * CLOCK_NS_PER_MS;
     struct conn *idle = conns->lists[CONN_IDLE].first;
     struct conn *polling = conns->lists[CONN_POLLING].first;
-    struct conn *stalled = NULL;
 
-    if (idle != NULL) {
-        end_locked(conns, idle);
-    } else if (polling != NULL) {
+    if (polling != NULL && (idle == NULL || idle->since_ns > young_ns)) {
         atomic_store_explicit(&polling->hurried, true, memory_order_relaxed);
         resume_locked(conns, polling);
-    } else if ((stalled = stalled_locked(conns)) != NULL) {
-        end_locked(conns, stalled);
     } else {
-        return;
+        struct conn *unwanted = idle != NULL ? idle : stalled_locked(conns);
+        if (unwanted == NULL)
+            return;
+        end_locked(conns, unwanted);
     }
     conns->evicted++;
 }
@@ -259,8 +260,9 @@ bool conns_admit(struct conns *conns)
     mutex_lock(&conns->lock);
     if (alive_locked(conns) >= conns->options.max)
         make_room_locked(conns);
-    if (conns->stopping ||
-        alive_locked(conns) + conns->lists[CONN_ENDED].count >= conns->options.max + CONNS_SLACK) {
+    /* Those that have to go are still open until their threads have noticed: as many again may be. */
+    uint64_t open = (uint64_t)alive_locked(conns) + conns->lists[CONN_ENDED].count;
+    if (conns->stopping || open >= (uint64_t)2 * conns->options.max) {
         conns->refused++;
         admit = false;
     }

@@ -13,7 +13,8 @@
 struct MHD_Connection;
 
 struct conns_options {
-    uint32_t max; /* beyond it the one that is missed least has to go */
+    uint32_t
+        max; /* beyond it the one that is missed least has to go; twice as many are never open */
     uint64_t request_timeout_ms;
     uint64_t idle_timeout_ms;
 };

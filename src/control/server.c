@@ -325,9 +325,9 @@ static struct server_options with_defaults(const struct server_options *options)
         full.request_timeout_ms = SERVER_DEFAULT_REQUEST_MS;
     if (full.idle_timeout_ms == 0)
         full.idle_timeout_ms = SERVER_DEFAULT_IDLE_MS;
-    /* Half of the descriptors are left to the data plane and to the program around us. */
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur / 2 < full.max_connections) {
-        uint32_t fewer = files.rlim_cur / 2 > 8 ? (uint32_t)(files.rlim_cur / 2) : 8;
+    /* Twice as many may be open for a moment; and half of the descriptors are the data plane's and the program's. */
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur / 4 < full.max_connections) {
+        uint32_t fewer = files.rlim_cur / 4 > 8 ? (uint32_t)(files.rlim_cur / 4) : 8;
         log_warn("fewer http connections",
                  "wanted=%" PRIu32 " max=%" PRIu32 " reason=\"ulimit -n is %ju\"",
                  full.max_connections, fewer, (uintmax_t)files.rlim_cur);
@@ -349,7 +349,7 @@ static enum rf_code start_daemon(struct server *server, int fd, struct rf_error 
     threads = threads < SERVER_MIN_THREADS ? SERVER_MIN_THREADS : threads;
     threads = threads > SERVER_MAX_THREADS ? SERVER_MAX_THREADS : threads;
     /* libmicrohttpd divides its limit among its threads, and a thread at its limit stops accepting; ours acts first. */
-    unsigned limit = (server->options.max_connections + 1024) * threads;
+    unsigned limit = (2 * server->options.max_connections + 1) * threads;
     server->daemon = MHD_start_daemon(
         MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG,
         0, on_accept, server, on_access, server, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,

@@ -41,14 +41,15 @@ struct web_tensor {
     uint64_t bytes;
 };
 
-static const struct web_tensor rank0[] = {
+/* Of "big" the size is set by web_start(). */
+static struct web_tensor rank0[] = {
     {"a.weight", RF_DTYPE_F32, 2, {2, 3}, NULL, 24},
     {"alias.weight", RF_DTYPE_F32, 2, {2, 3}, "a.weight", 0},
-    {"big", RF_DTYPE_U8, 1, {WEB_BIG_BYTES}, NULL, WEB_BIG_BYTES},
+    {"big", RF_DTYPE_U8, 1, {0}, NULL, 0},
     {"empty", RF_DTYPE_F16, 2, {0, 4}, NULL, 0},
     {"sub/\xc3\xbc n&", RF_DTYPE_I16, 1, {5}, NULL, 10},
 };
-enum { RANK0_COUNT = sizeof rank0 / sizeof rank0[0] };
+enum { RANK0_COUNT = sizeof rank0 / sizeof rank0[0], RANK0_BIG = 2 };
 
 static const struct web_tensor rank1[] = {
     {"a.weight", RF_DTYPE_F32, 2, {2, 3}, NULL, 24},
@@ -214,6 +215,8 @@ void web_start(struct web *web, const struct web_options *options)
     struct rf_error err;
 
     *web = (struct web){.port = 0};
+    rank0[RANK0_BIG].bytes = options->big_bytes != 0 ? options->big_bytes : WEB_BIG_BYTES;
+    rank0[RANK0_BIG].shape[0] = rank0[RANK0_BIG].bytes;
     struct manifest *manifest = make_manifest(&header);
     must(store_create(manifest, &web->store, &err), &err, "store");
     manifest_unref(manifest);

@@ -7,15 +7,14 @@
 #include "control/server.h"
 
 enum {
-    WEB_BIG_BYTES = 3 << 20,    /* of the largest tensor */
+    WEB_BIG_BYTES = 3 << 20,
     WEB_CHUNK_BYTES = 64 << 10, /* the least there is: many chunks in little memory */
-    WEB_TIMEOUT_MS =
-        20000, /* of every wait in these helpers: they are for machines that are busy */
+    WEB_TIMEOUT_MS = 20000,     /* of every wait here: machines may be busy */
 };
 
-/* Two ranks. Rank 0: "a.weight" F32 [2,3], "alias.weight" (the same bytes), "big" U8 [3 MiB], "empty" F16 [0,4], "sub/\xc3\xbc n&"
- * I16 [5]; rank 1: "a.weight" F32 [2,3], "only.one" U8 [7]. Files: "model.safetensors" (header and rank 0's tensors), "config.json",
- * "sub/vocab list.txt", "empty.txt". */
+/* Two ranks. Rank 0: "a.weight" F32 [2,3], "alias.weight" (the same bytes), "big" U8 [WEB_BIG_BYTES],
+ * "empty" F16 [0,4], "sub/\xc3\xbc n&" I16 [5]; rank 1: "a.weight" F32 [2,3], "only.one" U8 [7]. Files:
+ * "model.safetensors" (header and rank 0's tensors), "config.json", "sub/vocab list.txt", "empty.txt". */
 struct web {
     struct seed *seed;
     struct server *server;
@@ -28,9 +27,10 @@ struct web {
 struct web_options {
     struct server_options server;
     uint32_t max_readers;
-    bool unpublished; /* the seed stays in loading: call web_publish() */
-    const char *
-        weights_path; /* NULL: rank 0 lies in memory; else it is written there and served from the file */
+    bool unpublished;   /* the seed stays in loading: call web_publish() */
+    uint64_t big_bytes; /* of rank 0's tensor "big"; 0: WEB_BIG_BYTES */
+    /* NULL: rank 0 lies in memory; else it is written there and served from the file. */
+    const char *weights_path;
 };
 
 void web_start(struct web *web, const struct web_options *options);
