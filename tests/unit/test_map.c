@@ -412,6 +412,16 @@ static void a_lease_that_is_over_maps_no_more(void **state)
     end(fixture);
 }
 
+static socklen_t abstract_address(const char *name, struct sockaddr_un *ret_un)
+{
+    size_t bytes = strlen(name);
+
+    *ret_un = (struct sockaddr_un){.sun_family = AF_UNIX};
+    memcpy(ret_un->sun_path, name, bytes);
+    ret_un->sun_path[0] = '\0';
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + bytes);
+}
+
 /* In a child that is somebody else: what opening and mapping come to, as its exit code. */
 static int map_as(struct fixture *fixture, uid_t uid)
 {
@@ -453,17 +463,17 @@ static void a_seed_of_another_user_gets_no_token(void **state)
         print_message("not root: cannot become another user\n");
         skip();
     }
-    struct fixture fixture = {.endpoint = {.transport = "map", .address = "@rfork-test-stranger"}};
+    struct fixture fixture = {.endpoint = {.transport = "map"}};
+    snprintf(fixture.endpoint.address, sizeof fixture.endpoint.address, "@rfork-stranger-%d",
+             (int)getpid());
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
-        struct sockaddr_un un = {.sun_family = AF_UNIX, .sun_path = "@rfork-test-stranger"};
         struct transport_session *session = NULL;
-        un.sun_path[0] = '\0';
         int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        if (fd < 0 || seteuid(OTHER_UID) != 0 ||
-            bind(fd, (struct sockaddr *)&un,
-                 offsetof(struct sockaddr_un, sun_path) + strlen("@rfork-test-stranger")) != 0 ||
+        struct sockaddr_un un;
+        socklen_t bytes = abstract_address(fixture.endpoint.address, &un);
+        if (fd < 0 || seteuid(OTHER_UID) != 0 || bind(fd, (struct sockaddr *)&un, bytes) != 0 ||
             listen(fd, 1) != 0 || seteuid(0) != 0 || setuid(STRANGER_UID) != 0)
             _exit(99);
         _exit((int)try_open(&fixture, &session, NULL));
@@ -676,17 +686,13 @@ static void grants_leak_no_descriptor(void **state)
 /* Connects by hand, says nothing, and waits until the seed closes. */
 static void be_silent(const struct endpoint *endpoint)
 {
-    struct sockaddr_un un = {.sun_family = AF_UNIX};
-    size_t bytes = strlen(endpoint->address);
+    struct sockaddr_un un;
+    socklen_t bytes = abstract_address(endpoint->address, &un);
     rf_autoclose int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     struct pollfd wait = {.fd = fd, .events = POLLIN};
     char byte = 0;
 
-    memcpy(un.sun_path, endpoint->address, bytes);
-    un.sun_path[0] = '\0';
-    assert_int_equal(connect(fd, (struct sockaddr *)&un,
-                             (socklen_t)(offsetof(struct sockaddr_un, sun_path) + bytes)),
-                     0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&un, bytes), 0);
     assert_int_equal(poll(&wait, 1, 5000), 1);
     assert_int_equal(recv(fd, &byte, 1, 0), 0);
 }
