@@ -1,0 +1,134 @@
+/* What a seed may say to a reader, through the reader's state machine and without sockets. The first byte of the input is how
+ * many reads are in flight; each next one how many bytes arrive at once. Whatever comes, every read ends at most once, and
+ * its sink gets no byte more than was asked for. */
+#include "transport/tcp/intake.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { READ_BYTES = 1500, OFFER_BYTES = 400 };
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
+
+static void must(bool ok)
+{
+    if (!ok)
+        abort();
+}
+
+/* A sink in two halves of memory, which fails once it has had fail_after bytes. */
+struct probe {
+    struct sink sink;
+    struct read read;
+    struct stream_range range;
+    uint64_t done;
+    uint64_t offered;
+    uint64_t fail_after;
+    bool failed;
+    bool ended;
+    uint8_t to[READ_BYTES];
+};
+
+static int probe_where(struct sink *sink, struct iovec *iov, int max, uint64_t *ret_bytes)
+{
+    struct probe *probe = (struct probe *)sink;
+    uint64_t left = probe->read.bytes - probe->done;
+    uint64_t first = left < OFFER_BYTES ? left : OFFER_BYTES;
+    uint64_t second = left - first < OFFER_BYTES ? left - first : OFFER_BYTES;
+
+    must(!probe->ended && !probe->failed && left > 0 && max >= 2);
+    iov[0] = (struct iovec){.iov_base = probe->to + probe->done, .iov_len = first};
+    iov[1] = (struct iovec){.iov_base = probe->to + probe->done + first, .iov_len = second};
+    probe->offered = first + second;
+    *ret_bytes = probe->offered;
+    return second > 0 ? 2 : 1;
+}
+
+static enum rf_code probe_took(struct sink *sink, uint64_t bytes, struct rf_error *err)
+{
+    struct probe *probe = (struct probe *)sink;
+
+    must(!probe->ended && !probe->failed && bytes > 0 && bytes <= probe->offered);
+    probe->done += bytes;
+    probe->offered = 0;
+    probe->failed = probe->done >= probe->fail_after;
+    return probe->failed ? rf_fail(err, RF_E_CORRUPT, "enough") : RF_OK;
+}
+
+static void probe_init(struct probe *probe, uint64_t id)
+{
+    *probe = (struct probe){
+        .sink = {.where = probe_where, .took = probe_took},
+        .range = {.bytes = READ_BYTES - id * 90, .count = 1},
+        .fail_after = id == 3 ? 100 : UINT64_MAX,
+    };
+    probe->read = (struct read){.ranges = &probe->range,
+                                .range_count = 1,
+                                .bytes = probe->range.bytes,
+                                .sink = &probe->sink,
+                                .user = probe,
+                                .id = id};
+}
+
+static void take_end(struct read *done)
+{
+    struct probe *probe = done->user;
+
+    must(!probe->ended);
+    probe->ended = true;
+    if (done->code == RF_OK)
+        must(probe->done == done->bytes);
+    else
+        must(done->error.text[0] != '\0');
+    must(!probe->failed || done->code == RF_E_CORRUPT);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
+{
+    static struct probe probes[CHUNK_MAX_IN_FLIGHT];
+    static uint8_t scratch[TCP_SCRATCH_BYTES];
+    struct tcp_intake intake;
+    const uint8_t *end = data + len;
+    struct rf_error err = {0};
+    enum rf_code code = RF_OK;
+
+    unsigned count = len > 0 ? *data++ % (CHUNK_MAX_IN_FLIGHT + 1) : 0;
+    tcp_intake_init(&intake, scratch);
+    for (unsigned i = 0; i < count; i++) {
+        probe_init(&probes[i], i + 1);
+        tcp_intake_add(&intake, &probes[i].read);
+    }
+    while (data < end && code == RF_OK) {
+        uint64_t step = *data & 0x80 ? UINT64_MAX : (uint64_t)(*data & 0x7f) + 1;
+        struct iovec iov[TCP_IN_IOV];
+        struct read *done = NULL;
+        uint64_t got = 0;
+
+        data++;
+        int places = tcp_intake_where(&intake, iov);
+        must(places >= 1 && places <= TCP_IN_IOV && tcp_intake_need(&intake) > 0);
+        for (int i = 0; i < places && got < step && data < end; i++) {
+            uint64_t n = iov[i].iov_len;
+            must(n > 0);
+            n = n < step - got ? n : step - got;
+            n = n < (uint64_t)(end - data) ? n : (uint64_t)(end - data);
+            memcpy(iov[i].iov_base, data, n);
+            data += n;
+            got += n;
+        }
+        if (got > 0)
+            code = tcp_intake_arrived(&intake, got, &done, &err);
+        if (done != NULL)
+            take_end(done);
+    }
+    must(code == RF_OK || err.text[0] != '\0');
+    unsigned ended = 0;
+    for (unsigned i = 0; i < count; i++)
+        ended += probes[i].ended;
+    must(ended + intake.in_flight == count);
+    while (tcp_intake_take(&intake) != NULL)
+        ended++;
+    must(ended == count);
+    return 0;
+}

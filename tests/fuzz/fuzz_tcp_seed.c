@@ -1,0 +1,207 @@
+/* What a reader may say to a seed, through the seed's state machine and without sockets. The first byte of the input decides
+ * whether a good hello goes before the rest; each next one how many bytes arrive at once, and how many of the answer the
+ * socket takes. Whatever comes, the answer is one that a reader would accept: a welcome, then whole frames with the right
+ * bytes. */
+#include "transport/tcp/conn.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { STREAM_BYTES = 5000, SEGMENT_BYTES = 700 };
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
+
+static uint8_t content[STREAM_BYTES];
+static struct layout layout;
+static unsigned leases;
+
+static void must(bool ok)
+{
+    if (!ok)
+        abort();
+}
+
+/* ---- the seed behind the connection ---- */
+
+static enum rf_code acquire(void *ctx, const uint8_t token[CHUNK_TOKEN_BYTES],
+                            const char *transport, void **ret_lease, struct rf_error *err)
+{
+    (void)transport;
+    if (token[0] == 0xff)
+        return rf_fail(err, RF_E_DENIED, "denied");
+    leases++;
+    *ret_lease = ctx;
+    return RF_OK;
+}
+
+static void release(void *ctx, void *lease)
+{
+    must(lease == ctx && leases > 0);
+    leases--;
+}
+
+static enum rf_code check(void *ctx, void *lease, struct rf_error *err)
+{
+    must(lease == ctx);
+    (void)err;
+    return RF_OK;
+}
+
+static void account(void *ctx, void *lease, uint64_t bytes)
+{
+    must(lease == ctx && bytes > 0);
+}
+
+static const struct layout *rank_layout(void *ctx, uint32_t rank)
+{
+    (void)ctx;
+    return rank == 0 ? &layout : NULL;
+}
+
+static void make_layout(void)
+{
+    struct region *region = NULL;
+
+    for (unsigned i = 0; i < STREAM_BYTES; i++)
+        content[i] = (uint8_t)(i * 31 + i / 251);
+    must(region_create_borrowed(content, STREAM_BYTES, &region, NULL) == RF_OK);
+    /* Neighbours in the stream are none in memory, so that pieces end within frames. */
+    for (uint64_t at = 0; at < STREAM_BYTES; at += SEGMENT_BYTES) {
+        uint64_t bytes = STREAM_BYTES - at < SEGMENT_BYTES ? STREAM_BYTES - at : SEGMENT_BYTES;
+        must(layout_add(&layout, at, bytes, region, STREAM_BYTES - at - bytes, NULL) == RF_OK);
+    }
+    must(layout_finish(&layout, STREAM_BYTES, NULL) == RF_OK);
+    region_unref(region);
+}
+
+/* ---- the reader of its answers ---- */
+
+struct listener {
+    uint8_t head[CHUNK_WELCOME_BYTES];
+    size_t head_bytes;
+    bool welcomed;
+    uint32_t body_left;
+    bool over; /* nothing may follow this body */
+};
+
+static void hear_head(struct listener *listener)
+{
+    struct chunk_welcome welcome;
+    struct chunk_hdr hdr;
+
+    listener->head_bytes = 0;
+    if (!listener->welcomed) {
+        must(chunk_welcome_decode(listener->head, CHUNK_WELCOME_BYTES, &welcome, NULL) == RF_OK);
+        listener->welcomed = true;
+        listener->over = welcome.status != RF_OK;
+        return;
+    }
+    must(chunk_hdr_decode(listener->head, CHUNK_HDR_BYTES, &hdr, NULL) == RF_OK);
+    must(hdr.type == CHUNK_DATA || hdr.type == CHUNK_ERROR || hdr.type == CHUNK_GOODBYE);
+    listener->body_left = hdr.body_bytes;
+    listener->over = hdr.type == CHUNK_ERROR && hdr.request_id == 0;
+}
+
+static void hear(struct listener *listener, const uint8_t *data, size_t bytes)
+{
+    while (bytes > 0) {
+        must(!listener->over || listener->body_left > 0);
+        if (listener->body_left > 0) {
+            size_t n = bytes < listener->body_left ? bytes : listener->body_left;
+            listener->body_left -= (uint32_t)n;
+            data += n;
+            bytes -= n;
+            continue;
+        }
+        listener->head[listener->head_bytes++] = *data++;
+        bytes--;
+        if (listener->head_bytes == (listener->welcomed ? CHUNK_HDR_BYTES : CHUNK_WELCOME_BYTES))
+            hear_head(listener);
+    }
+}
+
+/* ---- between the two ---- */
+
+/* The socket takes `most` bytes of what is to be sent. */
+static void take_answer(struct tcp_conn *conn, struct tcp_out *out, struct listener *listener,
+                        uint64_t most)
+{
+    enum rf_code code = RF_OK;
+    uint64_t sent = 0;
+
+    if (!tcp_conn_out(conn, out, &code, NULL)) {
+        must(code == RF_OK); /* memory can always be read */
+        return;
+    }
+    must(out->fd_bytes == 0 && out->iov_count > 0 && out->iov_count <= TCP_OUT_IOV);
+    for (int i = 0; i < out->iov_count && sent < most; i++) {
+        uint64_t n = out->iov[i].iov_len < most - sent ? out->iov[i].iov_len : most - sent;
+        hear(listener, out->iov[i].iov_base, n);
+        sent += n;
+    }
+    if (sent > 0)
+        (void)tcp_conn_sent(conn, sent);
+}
+
+static size_t put_in(struct tcp_conn *conn, const uint8_t *data, size_t bytes)
+{
+    size_t room = 0;
+    uint8_t *at = tcp_conn_space(conn, &room);
+
+    if (bytes > room)
+        bytes = room;
+    memcpy(at, data, bytes);
+    if (bytes > 0)
+        tcp_conn_arrived(conn, bytes);
+    must(tcp_conn_reads(conn) <= CHUNK_MAX_IN_FLIGHT);
+    return bytes;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
+{
+    static struct tcp_out out;
+    static int self;
+    struct tcp_policy policy = {
+        .exporter = {.ctx = &self,
+                     .lease_acquire = acquire,
+                     .lease_release = release,
+                     .lease_check = check,
+                     .lease_account = account,
+                     .rank_layout = rank_layout},
+        .max_readers = 1,
+    };
+    struct listener listener = {.body_left = 0};
+    const uint8_t *end = data + len;
+
+    if (layout.count == 0)
+        make_layout();
+    struct tcp_conn *conn = tcp_conn_create(&policy);
+    must(conn != NULL);
+    if (len > 0 && (*data++ & 1) != 0) {
+        const struct chunk_hello hello = {.version_min = 1, .version_max = 1};
+        uint8_t raw[CHUNK_HELLO_BYTES];
+        chunk_hello_encode(&hello, raw);
+        must(put_in(conn, raw, sizeof raw) == sizeof raw);
+        must(tcp_conn_is_open(conn));
+    }
+    while (data < end) {
+        uint8_t step = *data++;
+        size_t bytes = step & 0x80 ? (size_t)(end - data) : (size_t)(step & 0x3f);
+        if (bytes > (size_t)(end - data))
+            bytes = (size_t)(end - data);
+        if (step == 0x7f)
+            tcp_conn_drain(conn);
+        data += put_in(conn, data, bytes);
+        take_answer(conn, &out, &listener, (uint64_t)step * 7);
+    }
+    /* A reader that takes everything gets everything. */
+    for (unsigned i = 0; tcp_conn_has_output(conn); i++) {
+        must(i < 2000 * 1000);
+        take_answer(conn, &out, &listener, UINT64_MAX);
+    }
+    must(tcp_conn_reads(conn) == 0 && listener.body_left == 0 && listener.head_bytes == 0);
+    tcp_conn_destroy(conn);
+    must(leases == 0 && atomic_load_explicit(&policy.readers, memory_order_relaxed) == 0);
+    return 0;
+}
