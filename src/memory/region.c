@@ -14,13 +14,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U
 #endif
 
-enum { SEAL_TIMEOUT_MS = 5000, SEAL_RETRY_MS = 2, BLOCK_BYTES = 512 };
+enum { SEAL_TIMEOUT_MS = 500, SEAL_RETRY_MS = 2, BLOCK_BYTES = 512 };
 
 static const int region_seals = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW;
 
@@ -194,6 +195,20 @@ enum rf_code region_create_anonymous(uint64_t bytes, struct region **ret_region,
     return RF_OK;
 }
 
+/* A file that outgrows `ulimit -f` kills with SIGXFSZ, and a memfd is a file. */
+static enum rf_code check_file_limit(uint64_t bytes, const char *name, struct rf_error *err)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+        bytes <= limit.rlim_cur)
+        return RF_OK;
+    return rf_fail(err, RF_E_NOMEM,
+                   "%s needs %" PRIu64
+                   " bytes of shared memory, but `ulimit -f` allows files of %ju",
+                   name, bytes, (uintmax_t)limit.rlim_cur);
+}
+
 /* hugetlb is not used although it would be the surest way to huge pages: such a memfd knows neither
  * write() nor sendfile(), and its pages must have been set aside by the administrator. Transparent
  * ones (region_pages.c) need nothing and can do everything. */
@@ -211,6 +226,8 @@ enum rf_code region_create_memfd(const char *name, uint64_t bytes, struct region
 {
     enum rf_code code = check_available(bytes, name, err);
 
+    if (code == RF_OK)
+        code = check_file_limit(bytes, name, err);
     if (code != RF_OK)
         return code;
     struct region *region = region_alloc(REGION_MEMFD, bytes, name);

@@ -75,8 +75,26 @@ enum region_extent region_extent_prepare(struct region *region, uint64_t offset)
     return EXTENT_HUGE;
 }
 
-/* Small pages for a range, where MADV_POPULATE_WRITE finds those present in no time. */
-static enum rf_code populate_small(struct region *region, uint64_t from, uint64_t to,
+static const char *name_of(const struct region *region)
+{
+    return region->name != NULL ? region->name : "a region";
+}
+
+/* What an error of the kernel's means for a range whose memory was asked for. */
+static enum rf_code fail_populate(const struct region *region, uint64_t from, uint64_t to,
+                                  struct rf_error *err)
+{
+    if (errno == EFAULT || errno == ENOMEM || errno == ENOSPC)
+        return rf_fail(err, RF_E_NOMEM,
+                       "no memory for bytes %" PRIu64 " to %" PRIu64 " of %s: free some, take a "
+                       "smaller model, or serve its files with --mmap",
+                       from, to, name_of(region));
+    return rf_fail_sys(err, "get memory for bytes %" PRIu64 " to %" PRIu64 " of %s", from, to,
+                       name_of(region));
+}
+
+/* Small pages for what has none in a range; finds those present in no time. */
+static enum rf_code populate_small(const struct region *region, uint64_t from, uint64_t to,
                                    struct rf_error *err)
 {
     uint64_t start = from / REGION_PAGE_BYTES * REGION_PAGE_BYTES;
@@ -86,19 +104,9 @@ static enum rf_code populate_small(struct region *region, uint64_t from, uint64_
     do {
         rc = madvise(region->data + start, (size_t)(end - start), MADV_POPULATE_WRITE);
     } while (rc != 0 && (errno == EINTR || errno == EAGAIN));
-    if (rc != 0 && errno == EINVAL && region->fd >= 0) /* before Linux 5.14 */
-        rc = fallocate(region->fd, 0, (off_t)from, (off_t)(to - from));
-    else if (rc != 0 && errno == EINVAL)
-        rc = 0;
-    if (rc != 0 && (errno == EFAULT || errno == ENOMEM || errno == ENOSPC))
-        return rf_fail(err, RF_E_NOMEM,
-                       "no memory for bytes %" PRIu64 " to %" PRIu64 " of %s: free some, take a "
-                       "smaller model, or serve its files with --mmap",
-                       from, to, region->name != NULL ? region->name : "a region");
-    if (rc != 0)
-        return rf_fail_sys(err, "get memory for bytes %" PRIu64 " to %" PRIu64 " of %s", from, to,
-                           region->name != NULL ? region->name : "a region");
-    return RF_OK;
+    if (rc != 0 && errno == EINVAL) /* before Linux 5.14; private memory comes by faults then */
+        rc = region->fd < 0 ? 0 : fallocate(region->fd, 0, (off_t)from, (off_t)(to - from));
+    return rc == 0 ? RF_OK : fail_populate(region, from, to, err);
 }
 
 enum rf_code region_populate(struct region *region, uint64_t offset, uint64_t bytes,
@@ -109,8 +117,7 @@ enum rf_code region_populate(struct region *region, uint64_t offset, uint64_t by
     if (code != RF_OK)
         return code;
     if (!region->writable)
-        return rf_fail(err, RF_E_INVAL, "%s is not writable: it has its memory",
-                       region->name != NULL ? region->name : "a borrowed region");
+        return rf_fail(err, RF_E_INVAL, "%s is not writable: it has its memory", name_of(region));
     for (uint64_t at = offset; at < offset + bytes;) {
         uint64_t end = (at / REGION_EXTENT_BYTES + 1) * REGION_EXTENT_BYTES;
         end = end < offset + bytes ? end : offset + bytes;
