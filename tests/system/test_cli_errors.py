@@ -6,7 +6,6 @@ man pages and the parser say is the same.
 import json
 import os
 import re
-import signal
 import socket
 import struct
 import subprocess

@@ -4,7 +4,6 @@
 ctest: timeout=600
 """
 
-import json
 import os
 import pty
 import select
@@ -276,7 +275,7 @@ class Failing(util.Case):
 
     def test_a_signal_while_a_seed_is_waited_for(self):
         reader = self.start("fork", f"http://127.0.0.1:{util.free_port()}", "--wait-ready", "10min")
-        util.wait_until(lambda: "cgroup" in os.listdir(f"/proc/{reader.pid}") and self.handles_sigint(reader), 10, "its handler")
+        util.wait_until(lambda: self.handles_sigint(reader), 10, "its handler")
         reader.send(signal.SIGINT)
         self.assertEqual(reader.wait(5), util.CANCELLED, reader.stderr)
 

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 import unittest
 from pathlib import Path
 
