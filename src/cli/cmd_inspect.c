@@ -117,9 +117,10 @@ static void print_ranks(const struct manifest *manifest)
     for (uint32_t i = 0; i < manifest->rank_count; i++) {
         const struct manifest_rank *rank = &manifest->ranks[i];
 
-        printf("rank           %s: %" PRIu32 " tensors, %s, %" PRIu64 " chunks of %s\n",
+        printf("rank           %s: %" PRIu32 " tensors, %s, %" PRIu64 " chunk%s of %s\n",
                rank_id_text(&rank->id, name), rank->tensor_count,
                size_text(rank->stream_bytes, bytes), manifest_chunk_count(manifest, i),
+               manifest_chunk_count(manifest, i) == 1 ? "" : "s",
                size_text(manifest->chunk_bytes, chunk));
     }
 }
