@@ -10,11 +10,14 @@
 #include "base/buf.h"
 #include "base/error.h"
 #include "base/hash.h"
+#include "wire/chunk.h"
 
 enum {
     MANIFEST_VERSION = 1, /* of the binary form; the only one so far */
     MANIFEST_MAX_RANKS = 4096,
     MANIFEST_MAX_TENSORS = 4 * 1000 * 1000, /* of all ranks */
+    MANIFEST_MAX_SOURCES = 1000 * 1000,
+    MANIFEST_MAX_PARTS = 16 * 1000 * 1000, /* of all tensors of all ranks */
     MANIFEST_MAX_FILES = 10000,
     MANIFEST_MAX_SIDE_BYTES = 64 << 20, /* of one FILE_SIDE: forks hold them in memory */
     MANIFEST_MAX_TEXT_BYTES = 1024,     /* of each text of the identity */
@@ -40,8 +43,37 @@ struct rank_id {
     enum manifest_role role;
 };
 
+/* A tensor of the checkpoint that the ranks of a sharded model are made of. */
+struct source {
+    const char *name; /* as a tensor's */
+    uint32_t name_bytes;
+    enum rf_dtype dtype;
+    uint32_t ndim;
+    const uint64_t *shape; /* [ndim] */
+    uint64_t bytes;
+    uint32_t file; /* index of its weight file, or MANIFEST_NONE */
+    uint64_t file_offset;
+};
+
+/* A run of a rank tensor's bytes: a slice of one source along one axis, or zeros.
+ *
+ * With the source seen as [outer, n, inner bytes] around the axis, byte b of element i of outer row o
+ * lies at (o * n + start + i) * inner + b in the source and at
+ * offset + (o * count + i) * inner + b in the rank's tensor. A source without dimensions is one of
+ * shape [1]. When the tensor's dtype is not the source's, every element is converted
+ * (model/convert.h) and the bytes in the rank's tensor are more or fewer than those in the source. */
+struct part {
+    uint32_t source; /* index in manifest->sources; MANIFEST_NONE: zeros */
+    uint32_t axis;
+    uint64_t start;  /* elements along the axis */
+    uint64_t count;  /* elements along the axis; zeros: bytes */
+    uint64_t offset; /* of its first byte in the rank's tensor */
+    uint64_t bytes;  /* in the rank's tensor */
+};
+
 struct tensor {
-    const char *name; /* NUL-terminated UTF-8 */
+    const char *name; /* NUL-terminated UTF-8 of any characters, also none at all: what may be in a
+                       * safetensors file may be here. For messages: rf_fail() cleans them */
     uint32_t name_bytes;
     enum rf_dtype dtype;
     uint32_t ndim;
@@ -53,9 +85,12 @@ struct tensor {
     /* Index in the rank of the tensor whose bytes these are, or MANIFEST_NONE. An alias takes no place
      * in the stream: its stream_offset is the other's. */
     uint32_t alias_of;
-    uint32_t order;       /* place in the engine's or file's own order */
-    uint32_t file;        /* index of the weight file that it came from, or MANIFEST_NONE */
-    uint64_t file_offset; /* of its bytes in that file, header included; 0 without a file */
+    uint32_t order;           /* place in the engine's or file's own order */
+    uint32_t file;            /* index of the weight file that it came from, or MANIFEST_NONE */
+    uint64_t file_offset;     /* of its bytes in that file, header included; 0 without a file */
+    const struct part *parts; /* [part_count] by offset, covering the tensor exactly once */
+    uint32_t part_count;      /* 0: the tensor is a source itself, whole, and may have a file. With
+                               * parts it has none: its sources have */
 };
 
 enum manifest_file_kind { FILE_WEIGHTS = 0, FILE_SIDE = 1 };
@@ -91,6 +126,9 @@ struct manifest {
     uint32_t rank_count;
     struct manifest_file *files; /* weights first */
     uint32_t file_count;
+    struct source *sources; /* by name, bytewise; names are unique. Empty: nothing is sharded, or
+                             * nobody knows of what */
+    uint32_t source_count;
     struct arena arena;
     uint8_t id[HASH_MAX_BYTES]; /* hash over the encoded manifest without its last
                                  * MANIFEST_CHECK_BYTES: which manifest this is */
@@ -117,13 +155,23 @@ void manifest_builder_destroy(struct manifest_builder *builder);
  * and its file must be there before it. Of digest, hash_bytes() are kept. */
 enum rf_code manifest_add_file(struct manifest_builder *builder, const struct manifest_file *file,
                                struct rf_error *err);
+/* Adds a tensor of the checkpoint. Of `source` are read: name (up to its NUL), dtype, ndim, shape,
+ * file, file_offset. *ret_index (may be NULL) is what a part names until the manifest is built, which
+ * sorts the sources: they count from 0 in the order they are added. RF_E_INVAL naming the source. */
+enum rf_code manifest_add_source(struct manifest_builder *builder, const struct source *source,
+                                 uint32_t *ret_index, struct rf_error *err);
+/* Those added so far, in the order they were; valid until the next one is added. */
+const struct source *manifest_builder_sources(const struct manifest_builder *builder,
+                                              uint32_t *ret_count);
 /* Later tensors belong to this rank. Ranks must differ and, within a role, agree in their sizes:
  * manifest_build() checks it. */
 enum rf_code manifest_add_rank(struct manifest_builder *builder, const struct rank_id *id,
                                struct rf_error *err);
 /* Of `tensor` are read: name (name_bytes is not: it ends at its NUL), dtype, ndim, shape,
- * global_shape (NULL = shape), slice_start, file, file_offset, alias name below. bytes is
- * computed. alias_of_name: NULL, or a tensor of the same rank with the same bytes (added before or
+ * global_shape (NULL = shape), slice_start, file, file_offset, parts and part_count, alias name below.
+ * Of a part are read: source (added before), axis, start, count; its offset and bytes and the
+ * tensor's bytes are computed, and the parts must fill the tensor exactly. An alias has no parts.
+ * alias_of_name: NULL, or a tensor of the same rank with the same bytes (added before or
  * after). Errors: RF_E_INVAL naming the tensor. */
 enum rf_code manifest_add_tensor(struct manifest_builder *builder, const struct tensor *tensor,
                                  const char *alias_of_name, struct rf_error *err);
@@ -154,8 +202,17 @@ uint64_t manifest_total_bytes(const struct manifest *manifest);
 uint64_t manifest_chunk_count(const struct manifest *manifest, uint32_t rank);
 /* Bytes of chunk i: chunk_bytes, fewer for the last one. */
 uint64_t manifest_chunk_size(const struct manifest *manifest, uint32_t rank, uint64_t chunk);
-/* Text without control characters, in UTF-8: what names may be made of. */
+/* Text without control characters, in UTF-8: what the identity's texts may be made of. */
 bool manifest_text_ok(const char *text, size_t bytes);
+/* Any UTF-8 without NUL: what names of tensors may be made of. */
+bool manifest_name_ok(const char *name, size_t bytes);
+/* Where the bytes of a part (not of zeros) lie in its source: `count` runs of `bytes` each, which
+ * laid end to end are the part (before a conversion). count 1: the part is contiguous in the file, so
+ * that a loader can show it where it is; else it must be made. */
+struct stream_range part_range(const struct manifest *manifest, const struct part *part);
+/* Whether the elements of the part have another dtype in the source than in this tensor. */
+bool part_converts(const struct manifest *manifest, const struct tensor *tensor,
+                   const struct part *part);
 /* Orders by tp, tp_size, pp, ... role, as the struct has them. <0, 0, >0. */
 int rank_id_compare(const struct rank_id *a, const struct rank_id *b);
 /* "tp0/1", with the axes whose size is not 1; out of 64 bytes. */
