@@ -12,7 +12,8 @@ extern const struct transport transport_tcp;
 extern const struct transport transport_null;
 extern const struct transport transport_fault;
 
-/* Best first. Not in the list: fault, which is no way to move bytes but something that happens to one. */
+/* Best first. Not in the list: fault, which is no way to move bytes but something that happens to
+ * one. */
 static const struct transport *const transports[] = {
     &transport_map,
     &transport_tcp,
@@ -71,8 +72,8 @@ struct candidate {
     struct transport_verdict verdict;
 };
 
-/* What `wanted` makes of an endpoint; false if it is not about this one. Under "auto" only plain names count: a seed must
- * not make a reader inject faults into itself. */
+/* What `wanted` makes of an endpoint; false if it is not about this one. Under "auto" only plain
+ * names count: a seed must not make a reader inject faults into itself. */
 static bool consider(const char *wanted, const struct endpoint *endpoint,
                      struct candidate *ret_candidate)
 {

@@ -1,22 +1,27 @@
-/* The table behind which all transports are equal, and its promises. docs/adding-a-transport.md explains it with
- * transport/null as the example.
+/* The table behind which all transports are equal, and its promises. docs/adding-a-transport.md
+ * explains it with transport/null as the example.
  *
- * A transport has two halves. The seed's half answers reads of a rank's stream; it runs its own threads. The reader's
- * half is a session: one connection driven by one thread, its owner's; no lock inside. Everything a reader says is
- * untrusted at the seed, everything a seed says is untrusted at the reader.
+ * A transport has two halves. The seed's half answers reads of a rank's stream; it runs its own
+ * threads. The reader's half is a session: one connection driven by one thread, its owner's; no
+ * lock inside. Everything a reader says is untrusted at the seed, everything a seed says is
+ * untrusted at the reader.
  *
  * Promises, checked by tests/contract for every transport, also through `fault:`:
- *  - each submitted read ends exactly once: read->code is RF_OK and all bytes went to the sink in order, or it failed;
- *  - bytes of one read go to its sink in stream-range order, each exactly once, never beyond read_bytes;
- *  - no call blocks longer than its deadline; cancelling from another thread ends progress() within 200 ms;
- *  - a peer that dies, stalls, or sends nonsense makes reads fail with RF_E_UNREACHABLE, RF_E_TIMEOUT, RF_E_PROTO; the
- *    session is then dead and every further call says so;
+ *  - each submitted read ends exactly once: read->code is RF_OK and all bytes went to the sink
+ *    in order, or it failed;
+ *  - bytes of one read go to its sink in stream-range order, each exactly once, never beyond
+ *    read_bytes;
+ *  - no call blocks longer than its deadline; cancelling from another thread ends progress()
+ *    within 200 ms;
+ *  - a peer that dies, stalls, or sends nonsense makes reads fail with RF_E_UNREACHABLE,
+ *    RF_E_TIMEOUT, RF_E_PROTO; the session is then dead and every further call says so;
  *  - a read that the seed refuses fails alone with the seed's code; the session lives on;
  *  - after close() nothing of the session or its sinks is touched. */
 #ifndef TRANSPORT_TRANSPORT_H
 #define TRANSPORT_TRANSPORT_H
 
 #include "model/layout.h"
+
 #include <stdatomic.h>
 #include <sys/uio.h>
 
@@ -25,22 +30,23 @@ enum { TRANSPORT_NAME_BYTES = 64, TRANSPORT_MAX_ENDPOINTS = 16, TRANSPORT_ADDRES
 /* Where a seed's half can be reached; travels as JSON in the lease. */
 struct endpoint {
     char transport[TRANSPORT_NAME_BYTES];
-    char address[TRANSPORT_ADDRESS_BYTES]; /* tcp: "IP:PORT" or "[IP6]:PORT"; map: path, '@' first if abstract */
-    char host_id[64];                      /* boot id of the seed's host: same string, same host */
+    /* tcp: "IP:PORT" or "[IP6]:PORT"; map: path, '@' first if abstract */
+    char address[TRANSPORT_ADDRESS_BYTES];
+    char host_id[64]; /* boot id of the seed's host: same string, same host */
 };
 
 /* ---- the seed's side ---- */
 
-/* What a transport may ask of the seed that it exports for. Implemented by seed/; every function may be called from any
- * of the transport's threads and does not block. */
+/* What a transport may ask of the seed that it exports for. Implemented by seed/; every function
+ * may be called from any of the transport's threads and does not block. */
 struct exporter {
     void *ctx;
     /* The lease a token belongs to, held until lease_release(). RF_E_DENIED. */
     enum rf_code (*lease_acquire)(void *ctx, const uint8_t token[CHUNK_TOKEN_BYTES],
                                   const char *transport, void **ret_lease, struct rf_error *err);
     void (*lease_release)(void *ctx, void *lease);
-    /* Whether this lease is still good (not expired, the seed not stopping, nothing it serves changed);
-     * asked before each read. RF_E_CHANGED, RF_E_CANCELLED, RF_E_DENIED. */
+    /* Whether this lease is still good (not expired, the seed not stopping, nothing it serves
+     * changed); asked before each read. RF_E_CHANGED, RF_E_CANCELLED, RF_E_DENIED. */
     enum rf_code (*lease_check)(void *ctx, void *lease, struct rf_error *err);
     /* Bytes that went out (or were mapped). */
     void (*lease_account)(void *ctx, void *lease, uint64_t bytes);
@@ -49,25 +55,30 @@ struct exporter {
 };
 
 struct transport_seed_options {
-    const char *host;     /* address to listen on: the one the HTTP side listens on */
-    uint16_t port;        /* 0: any */
-    const char *socket;   /* map: path of the Unix socket; NULL: an abstract name of its own choosing */
-    unsigned threads;     /* 0: the transport's choice */
+    const char *host; /* address to listen on: the one the HTTP side listens on */
+    uint16_t port;    /* 0: any */
+    /* map: path of the Unix socket; NULL: an abstract name of its own choosing */
+    const char *socket;
+    unsigned threads;         /* 0: the transport's choice */
     uint32_t max_connections; /* 0: the transport's choice */
     uint64_t idle_timeout_ms; /* a connection without a request for so long is closed; 0: 60 s */
-    const char *spec;     /* the whole name the transport was asked for by, "fault:7:tcp"; needed by fault alone */
+    /* the whole name the transport was asked for by, "fault:7:tcp"; needed by fault alone */
+    const char *spec;
 };
 
 struct transport_seed; /* each transport's own */
 
 /* ---- the reader's side ---- */
 
-/* Where the bytes of one read go. Called only by the session that executes the read, on its thread. */
+/* Where the bytes of one read go. Called only by the session that executes the read, on its
+ * thread. */
 struct sink {
-    /* Fills iov (1 ... max) with where the next bytes go; returns how many entries, and in *ret_bytes their sum (> 0).
-     * Never more than is left of the read. The memory stays valid until took(). */
+    /* Fills iov (1 ... max) with where the next bytes go; returns how many entries, and in
+     * *ret_bytes their sum (> 0). Never more than is left of the read. The memory stays valid
+     * until took(). */
     int (*where)(struct sink *sink, struct iovec *iov, int max, uint64_t *ret_bytes);
-    /* That many bytes (1 ... what where() offered) have arrived there. Not RF_OK: the read fails with it. */
+    /* That many bytes (1 ... what where() offered) have arrived there. Not RF_OK: the read fails
+     * with it. */
     enum rf_code (*took)(struct sink *sink, uint64_t bytes, struct rf_error *err);
 };
 
@@ -88,10 +99,11 @@ struct read {
 
 struct transport_open_options {
     uint8_t token[CHUNK_TOKEN_BYTES];
-    uint64_t timeout_ms;      /* of connecting, and of silence during a read; 0: 10 s */
+    uint64_t timeout_ms;       /* of connecting, and of silence during a read; 0: 10 s */
     const atomic_bool *cancel; /* may be NULL; set by another thread */
-    int cancel_fd;            /* -1, or an eventfd that becomes readable at the same time: wakes poll() */
-    unsigned connections;     /* how many sessions the caller will open towards this endpoint */
+    /* -1, or an eventfd that becomes readable at the same time: wakes poll() */
+    int cancel_fd;
+    unsigned connections; /* how many sessions the caller will open towards this endpoint */
 };
 
 struct transport_session; /* each transport's own */
@@ -99,8 +111,11 @@ struct transport_session; /* each transport's own */
 /* What the reader's half says about an endpoint before it is used. */
 struct transport_verdict {
     bool usable;
-    int rank;          /* the higher the better path, among usable ones: same memory 300, same host 200, fabric 100, IP 10 */
-    char reason[256]; /* why, in words: "same host: shares the seed's pages", "seed is on another host" */
+    /* the higher the better path, among usable ones: same memory 300, same host 200, fabric 100,
+     * IP 10 */
+    int rank;
+    /* why, in words: "same host: shares the seed's pages", "seed is on another host" */
+    char reason[256];
 };
 
 /* A region granted whole instead of read: by transports that can map. */
@@ -112,35 +127,42 @@ struct transport_mapping {
 struct transport {
     const char *name;
     const char *summary; /* one line for `rfork doctor` */
-    unsigned default_connections; /* sessions, each on a thread of its own, that a reader does best to open; 0: 1 */
+    /* sessions, each on a thread of its own, that a reader does best to open; 0: 1 */
+    unsigned default_connections;
 
-    /* Whether it can work on this machine at all; the reason either way goes into ret->reason. Never NULL. */
+    /* Whether it can work on this machine at all; the reason either way goes into ret->reason.
+     * Never NULL. */
     void (*available)(struct transport_verdict *ret_verdict);
 
-    /* Starts answering. RF_E_UNSUPPORTED with the reason when this seed's regions cannot be served this way (map: not shared
-     * memory). *ret_endpoint is what readers need. */
+    /* Starts answering. RF_E_UNSUPPORTED with the reason when this seed's regions cannot be
+     * served this way (map: not shared memory). *ret_endpoint is what readers need. */
     enum rf_code (*seed_start)(const struct exporter *exporter,
                                const struct transport_seed_options *options,
                                struct transport_seed **ret_seed, struct endpoint *ret_endpoint,
                                struct rf_error *err);
-    /* No new reads; those in flight may end until the deadline. Returns how many were cut off. Neither this nor seed_stop()
-     * may be called with a lock held that the exporter's functions take. */
+    /* No new reads; those in flight may end until the deadline. Returns how many were cut off.
+     * Neither this nor seed_stop() may be called with a lock held that the exporter's functions
+     * take. */
     uint32_t (*seed_drain)(struct transport_seed *seed, uint64_t deadline_ns);
     void (*seed_stop)(struct transport_seed *seed);
 
-    /* Judges an endpoint without data moving. May look at the host, and at most knock at a socket of this host: that
-     * takes no time and tells containers that share a host but not a network namespace or folder. */
+    /* Judges an endpoint without data moving. May look at the host, and at most knock at a
+     * socket of this host: that takes no time and tells containers that share a host but not a
+     * network namespace or folder. */
     void (*judge)(const struct endpoint *endpoint, struct transport_verdict *ret_verdict);
 
     enum rf_code (*open)(const struct endpoint *endpoint,
                          const struct transport_open_options *options,
                          struct transport_session **ret_session, struct rf_error *err);
-    /* Starts a read. RF_AGAIN: window full, call progress() first. Other codes: the session is dead; the read was not taken. */
+    /* Starts a read. RF_AGAIN: window full, call progress() first. Other codes: the session is
+     * dead; the read was not taken. */
     enum rf_code (*submit)(struct transport_session *session, struct read *read,
                            struct rf_error *err);
-    /* Drives the session until a read is done, and returns it (*ret_done; its code says how it went). RF_E_TIMEOUT when the deadline passes
-     * first: nothing is lost. RF_E_INVAL: none in flight. When the session dies, each read in flight is returned, by this and further
-     * calls, with its code set; after the last one the call itself fails with the code that the session died of. */
+    /* Drives the session until a read is done, and returns it (*ret_done; its code says how it
+     * went). RF_E_TIMEOUT when the deadline passes first: nothing is lost. RF_E_INVAL: none in
+     * flight. When the session dies, each read in flight is returned, by this and further calls,
+     * with its code set; after the last one the call itself fails with the code that the session
+     * died of. */
     enum rf_code (*progress)(struct transport_session *session, uint64_t deadline_ns,
                              struct read **ret_done, struct rf_error *err);
     /* Closes at once; reads in flight are dropped without being returned. NULL is fine. */
@@ -154,7 +176,8 @@ struct transport {
 /* All compiled in, best first. registry.c is the only place that names them. */
 const struct transport *const *transport_list(uint32_t *ret_count);
 
-/* By name: "tcp", "map", "null", or "fault:SEED:NAME" (docs/adding-a-transport.md), e.g. "fault:7:tcp"; RF_E_UNSUPPORTED lists those there are. */
+/* By name: "tcp", "map", "null", or "fault:SEED:NAME" (docs/adding-a-transport.md), e.g.
+ * "fault:7:tcp"; RF_E_UNSUPPORTED lists those there are. */
 enum rf_code transport_find(const char *name, const struct transport **ret_transport,
                             struct rf_error *err);
 
@@ -164,12 +187,13 @@ struct transport_choice {
     char reason[1024]; /* the winner's, and why better ones were not usable */
 };
 
-/* Picks among a seed's endpoints: `wanted` "auto" takes the best usable; a name takes that one or fails with its reason. */
+/* Picks among a seed's endpoints: `wanted` "auto" takes the best usable; a name takes that one
+ * or fails with its reason. */
 enum rf_code transport_choose(const char *wanted, const struct endpoint *endpoints, uint32_t count,
                               struct transport_choice *ret_choice, struct rf_error *err);
 
-/* Whether a read keeps the protocol's limits and its bytes are the sum of its ranges: what every submit() checks first.
- * RF_E_INVAL. */
+/* Whether a read keeps the protocol's limits and its bytes are the sum of its ranges: what every
+ * submit() checks first. RF_E_INVAL. */
 enum rf_code transport_read_check(const struct read *read, struct rf_error *err);
 
 /* Boot id of this host, "" if unreadable. Two containers on one host share it. */

@@ -1,5 +1,6 @@
-/* The promises of transport.h, asked of every transport that works here, plain and through a fault that delays and cuts
- * pieces small but breaks no promise. Which ones run, and why others do not, is printed first.
+/* The promises of transport.h, asked of every transport that works here, plain and through a fault
+ * that delays and cuts pieces small but breaks no promise. Which ones run, and why others do not,
+ * is printed first.
  *
  * ctest: timeout=300 */
 #include "base/clock.h"
@@ -483,7 +484,8 @@ static bool is_of_a_lost_peer(enum rf_code code)
     return code == RF_E_UNREACHABLE || code == RF_E_TIMEOUT || code == RF_E_PROTO;
 }
 
-/* After all reads came back: the session is dead and says so. One that was granted the seed's memory may go on. */
+/* After all reads came back: the session is dead and says so. One that was granted the seed's
+ * memory may go on. */
 static void assert_dead(struct world *world, struct transport_session *session)
 {
     struct job job;

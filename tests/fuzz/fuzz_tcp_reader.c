@@ -1,6 +1,7 @@
-/* What a seed may say to a reader, through the reader's state machine and without sockets. The first byte of the input is how
- * many reads are in flight; each next one how many bytes arrive at once. Whatever comes, every read ends at most once, and
- * its sink gets no byte more than was asked for. */
+/* What a seed may say to a reader, through the reader's state machine and without sockets. The
+ * first byte of the input is how many reads are in flight; each next one how many bytes arrive at
+ * once. Whatever comes, every read ends at most once, and its sink gets no byte more than was asked
+ * for. */
 #include "transport/tcp/intake.h"
 
 #include <stdint.h>
@@ -84,6 +85,33 @@ static void take_end(struct read *done)
     must(!probe->failed || done->code == RF_E_CORRUPT);
 }
 
+/* Lets up to `most` bytes of the input arrive where the intake wants them; returns how many. */
+static uint64_t arrive(const struct iovec *iov, int places, uint64_t most, const uint8_t *data)
+{
+    uint64_t got = 0;
+
+    for (int i = 0; i < places && got < most; i++) {
+        uint64_t n = iov[i].iov_len < most - got ? iov[i].iov_len : most - got;
+        must(n > 0);
+        memcpy(iov[i].iov_base, data + got, n);
+        got += n;
+    }
+    return got;
+}
+
+/* Each of them has ended, or is still in flight, and none both. */
+static void count_ends(struct tcp_intake *intake, const struct probe *probes, unsigned count)
+{
+    unsigned ended = 0;
+
+    for (unsigned i = 0; i < count; i++)
+        ended += probes[i].ended;
+    must(ended + intake->in_flight == count);
+    while (tcp_intake_take(intake) != NULL)
+        ended++;
+    must(ended == count);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     static struct probe probes[CHUNK_MAX_IN_FLIGHT];
@@ -100,35 +128,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
         tcp_intake_add(&intake, &probes[i].read);
     }
     while (data < end && code == RF_OK) {
-        uint64_t step = *data & 0x80 ? UINT64_MAX : (uint64_t)(*data & 0x7f) + 1;
+        uint8_t step = *data++;
+        uint64_t left = (uint64_t)(end - data);
+        uint64_t most = step & 0x80 ? left : (uint64_t)step + 1;
         struct iovec iov[TCP_IN_IOV];
         struct read *done = NULL;
-        uint64_t got = 0;
-
-        data++;
         int places = tcp_intake_where(&intake, iov);
         must(places >= 1 && places <= TCP_IN_IOV && tcp_intake_need(&intake) > 0);
-        for (int i = 0; i < places && got < step && data < end; i++) {
-            uint64_t n = iov[i].iov_len;
-            must(n > 0);
-            n = n < step - got ? n : step - got;
-            n = n < (uint64_t)(end - data) ? n : (uint64_t)(end - data);
-            memcpy(iov[i].iov_base, data, n);
-            data += n;
-            got += n;
-        }
+        uint64_t got = arrive(iov, places, most < left ? most : left, data);
+        data += got;
         if (got > 0)
             code = tcp_intake_arrived(&intake, got, &done, &err);
         if (done != NULL)
             take_end(done);
     }
     must(code == RF_OK || err.text[0] != '\0');
-    unsigned ended = 0;
-    for (unsigned i = 0; i < count; i++)
-        ended += probes[i].ended;
-    must(ended + intake.in_flight == count);
-    while (tcp_intake_take(&intake) != NULL)
-        ended++;
-    must(ended == count);
+    count_ends(&intake, probes, count);
     return 0;
 }

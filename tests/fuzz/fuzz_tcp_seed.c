@@ -1,7 +1,7 @@
-/* What a reader may say to a seed, through the seed's state machine and without sockets. The first byte of the input decides
- * whether a good hello goes before the rest; each next one how many bytes arrive at once, and how many of the answer the
- * socket takes. Whatever comes, the answer is one that a reader would accept: a welcome, then whole frames with the right
- * bytes. */
+/* What a reader may say to a seed, through the seed's state machine and without sockets. The first
+ * byte of the input decides whether a good hello goes before the rest; each next one how many bytes
+ * arrive at once, and how many of the answer the socket takes. Whatever comes, the answer is one
+ * that a reader would accept: a welcome, then whole frames with the right bytes. */
 #include "transport/tcp/conn.h"
 
 #include <stdint.h>

@@ -1,5 +1,6 @@
-/* A reader against seeds that break the protocol, stall, die, or refuse: each time it ends in time, with the right code and
- * words. The seed is a thread that says what the test tells it, whatever it is asked. */
+/* A reader against seeds that break the protocol, stall, die, or refuse: each time it ends in time,
+ * with the right code and words. The seed is a thread that says what the test tells it, whatever it
+ * is asked. */
 #include "base/buf.h"
 #include "base/clock.h"
 #include "transport/tcp/socket.h"
@@ -181,7 +182,8 @@ static struct read *next_done(struct transport_session *session)
     return done;
 }
 
-/* Two reads are asked; the first `good` end well, the others with a code and words, and the session is dead. */
+/* Two reads are asked; the first `good` end well, the others with a code and words, and the session
+ * is dead. */
 static void expect_death(struct liar *liar, uint64_t timeout_ms, unsigned good, enum rf_code code,
                          const char *words)
 {

@@ -1,5 +1,6 @@
-/* A seed against readers that break the protocol, ask for too much, stall, or leave: it says why, closes, and goes on serving
- * the others. Plain sockets, so that nothing of our own reader stands between. */
+/* A seed against readers that break the protocol, ask for too much, stall, or leave: it says why,
+ * closes, and goes on serving the others. Plain sockets, so that nothing of our own reader stands
+ * between. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/rand.h"
@@ -168,7 +169,8 @@ static void say_read_one(int fd, uint64_t id, uint64_t offset, uint64_t bytes)
     say_read(fd, id, 0, &(struct stream_range){.offset = offset, .bytes = bytes, .count = 1}, 1);
 }
 
-/* A full window of reads of the whole stream, in one piece, and the seed has them: more than any sockets hold. */
+/* A full window of reads of the whole stream, in one piece, and the seed has them: more than any
+ * sockets hold. */
 static void stall_with_reads(int fd)
 {
     const struct stream_range all = {.bytes = STREAM_BYTES, .count = 1};

@@ -1,8 +1,10 @@
-/* The simplest transport: seed and reader live in one process, and a read is a copy from the one's memory to the other's.
- * It keeps every promise of transport.h and nothing more: read it before you write another.
+/* The simplest transport: seed and reader live in one process, and a read is a copy from the one's
+ * memory to the other's. It keeps every promise of transport.h and nothing more: read it before you
+ * write another.
  *
- * A seed enters itself in a table under a random name; an endpoint's address is that name. Nothing moves before
- * progress() is called, so a read in flight is one that was submitted and not yet returned. */
+ * A seed enters itself in a table under a random name; an endpoint's address is that name. Nothing
+ * moves before progress() is called, so a read in flight is one that was submitted and not yet
+ * returned. */
 #include "base/clock.h"
 #include "base/rand.h"
 #include "base/thread.h"
@@ -15,9 +17,8 @@
 
 enum {
     NULL_WINDOW = CHUNK_MAX_IN_FLIGHT,
-    NULL_PIECE_BYTES =
-        256
-        << 10, /* copied under the lock at once: some 50 us, also the grain of deadline and cancel */
+    /* Copied under the lock at once: some 50 us, also the grain of deadline and cancel. */
+    NULL_PIECE_BYTES = 256 << 10,
 };
 
 struct transport_seed {
@@ -48,7 +49,8 @@ struct transport_session {
     uint64_t left;
 };
 
-/* One lock for all seeds and sessions: between two pieces a seed may vanish, within one it may not. */
+/* One lock for all seeds and sessions: between two pieces a seed may vanish, within one it may
+ * not. */
 static struct mutex table_lock = {PTHREAD_MUTEX_INITIALIZER};
 static struct transport_seed *table RF_GUARDED_BY(table_lock);
 
@@ -147,12 +149,31 @@ static void null_judge(const struct endpoint *endpoint, struct transport_verdict
                   : "the seed is in another process");
 }
 
+/* Enters the session in the seed that the address names. */
+static enum rf_code admit_locked(struct transport_session *session, const char *address,
+                                 struct rf_error *err) RF_REQUIRES(table_lock)
+{
+    struct transport_seed *seed = find_locked(address);
+
+    if (seed == NULL || seed->draining)
+        return rf_fail(err, RF_E_UNREACHABLE, "null seed %s: %s", address,
+                       seed == NULL ? "not in this process" : "takes no new readers");
+    const struct exporter *exporter = seed->exporter;
+    enum rf_code code = exporter->lease_acquire(exporter->ctx, session->options.token, "null",
+                                                &session->lease, err);
+    if (code != RF_OK)
+        return code;
+    session->seed = seed;
+    session->next = seed->sessions;
+    seed->sessions = session;
+    return RF_OK;
+}
+
 static enum rf_code null_open(const struct endpoint *endpoint,
                               const struct transport_open_options *options,
                               struct transport_session **ret_session, struct rf_error *err)
 {
     struct transport_session *session = calloc(1, sizeof *session);
-    enum rf_code code;
 
     if (session == NULL)
         return rf_fail(err, RF_E_NOMEM, "null session: out of memory");
@@ -160,21 +181,8 @@ static enum rf_code null_open(const struct endpoint *endpoint,
     session->last = &session->first;
 
     mutex_lock(&table_lock);
-    struct transport_seed *seed = find_locked(endpoint->address);
-    if (seed == NULL || seed->draining) {
-        code = rf_fail(err, RF_E_UNREACHABLE, "null seed %s: %s", endpoint->address,
-                       seed == NULL ? "not in this process" : "takes no new readers");
-    } else {
-        code = seed->exporter->lease_acquire(seed->exporter->ctx, options->token, "null",
-                                             &session->lease, err);
-    }
-    if (code == RF_OK) {
-        session->seed = seed;
-        session->next = seed->sessions;
-        seed->sessions = session;
-    }
+    enum rf_code code = admit_locked(session, endpoint->address, err);
     mutex_unlock(&table_lock);
-
     if (code != RF_OK) {
         free(session);
         return code;
@@ -280,8 +288,8 @@ static enum rf_code copy_locked(struct transport_session *session, void *to, uin
     return RF_OK;
 }
 
-/* One step of the first read: RF_OK with or without bytes left, or why it failed. The sink is called without the
- * lock: it may take its time. */
+/* One step of the first read: RF_OK with or without bytes left, or why it failed. The sink is
+ * called without the lock: it may take its time. */
 static enum rf_code step(struct transport_session *session, struct read *read, struct rf_error *err)
 {
     struct iovec to = {0};

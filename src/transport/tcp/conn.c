@@ -142,7 +142,8 @@ static void say_welcome(struct tcp_conn *conn, uint16_t version, enum rf_code st
     conn->state = status == RF_OK ? CONN_OPEN : CONN_ENDING;
 }
 
-/* The reader broke the protocol: it is told after the frame that is on its way, and nothing else. */
+/* The reader broke the protocol: it is told after the frame that is on its way, and nothing
+ * else. */
 static void break_off(struct tcp_conn *conn, enum rf_code code, const struct rf_error *why)
 {
     log_debug("reader broke the protocol", "why=\"%s\"", why->text);
@@ -244,7 +245,8 @@ static enum rf_code take_read(struct tcp_conn *conn, const struct chunk_hdr *hdr
     return RF_OK;
 }
 
-/* Takes one frame off `in`; *ret_bytes is its size. RF_AGAIN: it is not there completely, or has to wait. */
+/* Takes one frame off `in`; *ret_bytes is its size. RF_AGAIN: it is not there completely, or has to
+ * wait. */
 static enum rf_code take_frame(struct tcp_conn *conn, const uint8_t *in, uint32_t in_bytes,
                                uint32_t *ret_bytes, struct rf_error *err)
 {
@@ -394,11 +396,13 @@ static void out_add(struct tcp_out *out, const void *data, uint64_t bytes)
         return;
     }
     /* iovec is one type for both directions; sending does not write. */
-    out->iov[out->iov_count++] =
-        (struct iovec){.iov_base = (void *)(uintptr_t)data, .iov_len = bytes};
+    struct iovec *next = &out->iov[out->iov_count++];
+    memcpy(&next->iov_base, &data, sizeof data);
+    next->iov_len = bytes;
 }
 
-/* Adds a piece that is not for sendfile(); *ret_bytes is how much of it, 0 when the staging is full. */
+/* Adds a piece that is not for sendfile(); *ret_bytes is how much of it, 0 when the staging is
+ * full. */
 static enum rf_code out_add_piece(struct tcp_out *out, const struct segment *piece,
                                   uint64_t *ret_bytes, struct rf_error *err)
 {

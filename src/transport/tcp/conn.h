@@ -1,5 +1,6 @@
-/* A seed's half of one connection, without I/O: bytes of the reader go in, and what is to be sent comes out. Everything a
- * reader can do wrong is decided here; tests/fuzz/fuzz_tcp_seed.c calls nothing else. Used by one thread. */
+/* A seed's half of one connection, without I/O: bytes of the reader go in, and what is to be sent
+ * comes out. Everything a reader can do wrong is decided here; tests/fuzz/fuzz_tcp_seed.c calls
+ * nothing else. Used by one thread. */
 #ifndef TRANSPORT_TCP_CONN_H
 #define TRANSPORT_TCP_CONN_H
 
@@ -34,19 +35,20 @@ struct tcp_out {
 
 struct tcp_conn;
 
-/* policy is borrowed. NULL when out of memory: half a megabyte of addresses, few of which are ever touched. */
+/* policy is borrowed. NULL when out of memory: half a megabyte of addresses, few of which are ever
+ * touched. */
 struct tcp_conn *tcp_conn_create(struct tcp_policy *policy);
 /* Gives the lease back. NULL is fine. */
 void tcp_conn_destroy(struct tcp_conn *conn);
 
-/* Where bytes that arrive go; *ret_bytes is 0 while the conn has enough to do and takes none. After the reader broke the
- * protocol bytes still go in, and are forgotten. */
+/* Where bytes that arrive go; *ret_bytes is 0 while the conn has enough to do and takes none. After
+ * the reader broke the protocol bytes still go in, and are forgotten. */
 uint8_t *tcp_conn_space(struct tcp_conn *conn, size_t *ret_bytes);
 /* So many have arrived there. */
 void tcp_conn_arrived(struct tcp_conn *conn, size_t bytes);
 
-/* Fills *ret_out with what is to be sent now, at most one frame; false if there is nothing. Not RF_OK in *ret_code: a frame
- * that has begun cannot be ended, close the connection. */
+/* Fills *ret_out with what is to be sent now, at most one frame; false if there is nothing. Not
+ * RF_OK in *ret_code: a frame that has begun cannot be ended, close the connection. */
 bool tcp_conn_out(struct tcp_conn *conn, struct tcp_out *ret_out, enum rf_code *ret_code,
                   struct rf_error *err);
 /* So many bytes of it, in its order, are gone. Returns how many of them were the model's. */

@@ -1,5 +1,5 @@
-/* The reader's half: one connection, driven by whoever calls. Bytes go from the socket straight to where the sinks want
- * them. */
+/* The reader's half: one connection, driven by whoever calls. Bytes go from the socket straight to
+ * where the sinks want them. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "transport/tcp/intake.h"
@@ -45,7 +45,8 @@ static bool is_cancelled(const struct transport_open_options *options)
     return options->cancel != NULL && atomic_load_explicit(options->cancel, memory_order_relaxed);
 }
 
-/* Waits until events happen on fd. RF_E_TIMEOUT at the deadline; RF_E_CANCELLED. err is not filled. */
+/* Waits until events happen on fd. RF_E_TIMEOUT at the deadline; RF_E_CANCELLED. err is not
+ * filled. */
 static enum rf_code wait_for(int fd, short events, const struct transport_open_options *options,
                              uint64_t deadline_ns)
 {
@@ -193,7 +194,7 @@ enum rf_code tcp_session_open(const struct endpoint *endpoint,
                               const struct transport_open_options *options,
                               struct transport_session **ret_session, struct rf_error *err)
 {
-    struct tcp_address address;
+    struct tcp_address address = {.bytes = 0};
 
     enum rf_code code = tcp_address_parse(endpoint->address, &address, err);
     if (code != RF_OK)
@@ -350,7 +351,8 @@ static void set_low_water(struct transport_session *session)
         session->low_water = low_water;
 }
 
-/* Waits for bytes. RF_E_TIMEOUT: the caller's deadline. Anything else that is not RF_OK: the session is dead. */
+/* Waits for bytes. RF_E_TIMEOUT: the caller's deadline. Anything else that is not RF_OK: the
+ * session is dead. */
 static enum rf_code wait_more(struct transport_session *session, uint64_t deadline_ns)
 {
     bool unsent = session->out_sent < session->out.bytes;

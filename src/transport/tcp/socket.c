@@ -67,12 +67,12 @@ const char *tcp_address_text(const struct tcp_address *address, char out[TCP_ADD
 {
     char host[INET6_ADDRSTRLEN + 1 + IF_NAMESIZE] = "?";
     char port[8] = "?";
+    bool v6 = address->any.sa_family == AF_INET6;
 
-    if (getnameinfo(&address->any, address->bytes, host, sizeof host, port, sizeof port,
-                    NI_NUMERICHOST | NI_NUMERICSERV) != 0)
-        return strcpy(out, "?");
-    snprintf(out, TCP_ADDRESS_TEXT_BYTES, address->any.sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s",
-             host, port);
+    /* What cannot be told stays "?:?". */
+    (void)getnameinfo(&address->any, address->bytes, host, sizeof host, port, sizeof port,
+                      NI_NUMERICHOST | NI_NUMERICSERV);
+    snprintf(out, TCP_ADDRESS_TEXT_BYTES, "%s%s%s:%s", v6 ? "[" : "", host, v6 ? "]" : "", port);
     return out;
 }
 
@@ -90,10 +90,10 @@ static enum rf_code resolve(const char *host, uint16_t port, struct tcp_address 
     struct addrinfo *found = NULL;
 
     snprintf(port_text, sizeof port_text, "%u", port);
-    int rc =
-        getaddrinfo(host == NULL || host[0] == '\0' ? "0.0.0.0" : host, port_text, &hints, &found);
+    const char *name = host != NULL && host[0] != '\0' ? host : "0.0.0.0";
+    int rc = getaddrinfo(name, port_text, &hints, &found);
     if (rc != 0)
-        return rf_fail(err, RF_E_INVAL, "cannot listen on host \"%s\": %s", host, gai_strerror(rc));
+        return rf_fail(err, RF_E_INVAL, "cannot listen on host \"%s\": %s", name, gai_strerror(rc));
     address_set(found, ret_address);
     freeaddrinfo(found);
     return RF_OK;
@@ -102,7 +102,7 @@ static enum rf_code resolve(const char *host, uint16_t port, struct tcp_address 
 enum rf_code tcp_listen(const char *host, uint16_t port, int *ret_fd,
                         struct tcp_address *ret_address, struct rf_error *err)
 {
-    struct tcp_address address;
+    struct tcp_address address = {.bytes = 0};
     char text[TCP_ADDRESS_TEXT_BYTES];
     const int on = 1;
     const int off = 0;

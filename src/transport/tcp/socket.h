@@ -1,4 +1,5 @@
-/* Addresses, and sockets set up as both halves want them: non-blocking, close-on-exec, never SIGPIPE. */
+/* Addresses, and sockets set up as both halves want them: non-blocking, close-on-exec, never
+ * SIGPIPE. */
 #ifndef TRANSPORT_TCP_SOCKET_H
 #define TRANSPORT_TCP_SOCKET_H
 
@@ -18,23 +19,26 @@ struct tcp_address {
 
 enum { TCP_ADDRESS_TEXT_BYTES = 128 };
 
-/* Parses "192.0.2.7:4000", "[2001:db8::7]:4000", "[fe80::7%eth0]:4000": numbers only, so that nothing waits for a
- * name server. RF_E_INVAL. */
+/* Parses "192.0.2.7:4000", "[2001:db8::7]:4000", "[fe80::7%eth0]:4000": numbers only, so that
+ * nothing waits for a name server. RF_E_INVAL. */
 enum rf_code tcp_address_parse(const char *text, struct tcp_address *ret_address,
                                struct rf_error *err);
 /* The opposite; returns out. */
 const char *tcp_address_text(const struct tcp_address *address, char out[TCP_ADDRESS_TEXT_BYTES]);
 
-/* Listens on a host ("": all of IPv4; names are looked up) and a port (0: any). *ret_address is where, with the port that it
- * became. RF_E_INVAL: no such host; RF_E_DENIED, RF_E_SYS: the system says why. */
+/* Listens on a host ("": all of IPv4; names are looked up) and a port (0: any). *ret_address is
+ * where, with the port that it became. RF_E_INVAL: no such host; RF_E_DENIED, RF_E_SYS: the system
+ * says why. */
 enum rf_code tcp_listen(const char *host, uint16_t port, int *ret_fd,
                         struct tcp_address *ret_address, struct rf_error *err);
 
-/* Options of a connected socket: no delay, and a peer that went away without a word is noticed after silent_ms. */
+/* Options of a connected socket: no delay, and a peer that went away without a word is noticed
+ * after silent_ms. */
 void tcp_tune(int fd, uint64_t silent_ms);
 
-/* Before a seed sends. BBR paces what it sends by timers; on a connection of a host to itself that protects nothing and
- * costs half of the throughput (3.3 instead of 5.8 GB/s on 2 cores), so there it is replaced by CUBIC. */
+/* Before a seed sends. BBR paces what it sends by timers; on a connection of a host to itself that
+ * protects nothing and costs half of the throughput (3.3 instead of 5.8 GB/s on 2 cores), so there
+ * it is replaced by CUBIC. */
 void tcp_tune_sender(int fd);
 
 #endif

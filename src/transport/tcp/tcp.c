@@ -1,8 +1,9 @@
-/* Every machine has it, and it is the fastest way between two without RDMA: several connections, each one thread's, that
- * ask for ranges of a stream and get their bytes straight into place. The protocol is wire/chunk.h.
+/* Every machine has it, and it is the fastest way between two without RDMA: several connections,
+ * each one thread's, that ask for ranges of a stream and get their bytes straight into place. The
+ * protocol is wire/chunk.h.
  *
- * The protocol's rules live in conn.c (what a seed may be asked) and intake.c (what a reader may be told), which do no
- * I/O; seed.c and session.c move bytes between these and sockets. */
+ * The protocol's rules live in conn.c (what a seed may be asked) and intake.c (what a reader may be
+ * told), which do no I/O; seed.c and session.c move bytes between these and sockets. */
 #include "transport/tcp/tcp.h"
 
 #include "transport/tcp/socket.h"
@@ -25,7 +26,7 @@ static bool is_wildcard(const struct tcp_address *address)
 
 static void tcp_judge(const struct endpoint *endpoint, struct transport_verdict *ret_verdict)
 {
-    struct tcp_address address;
+    struct tcp_address address = {.bytes = 0};
     struct rf_error error = {0};
     char host_id[64];
 
