@@ -384,7 +384,6 @@ static enum rf_code exchange_run(struct client *client, struct exchange *exchang
     struct buf url BUF_AUTO = {0};
     struct curl_slist *headers = headers_of(exchange);
     CURLcode result = CURLE_OK;
-    size_t out_bytes = exchange->out->bytes;
 
     if (exchange->method == NULL)
         exchange->method = "GET";
@@ -408,8 +407,6 @@ static enum rf_code exchange_run(struct client *client, struct exchange *exchang
     curl_easy_reset(client->easy);
     curl_slist_free_all(headers);
     buf_free(&exchange->error_body);
-    if (code != RF_OK)
-        exchange->out->bytes = out_bytes; /* no half answers */
     return code;
 }
 
@@ -617,6 +614,7 @@ enum rf_code client_file(struct client *client, const char *name, uint64_t from,
     struct buf path BUF_AUTO = {0};
     char range[64];
     uint64_t end = 0;
+    size_t out_bytes = out->bytes;
 
     if (bytes == 0)
         return RF_OK;
@@ -631,13 +629,18 @@ enum rf_code client_file(struct client *client, const char *name, uint64_t from,
     struct exchange exchange = {
         .path = (const char *)path.data, .range = range, .max_bytes = bytes, .out = out};
     enum rf_code code = exchange_run(client, &exchange, err);
-    return code == RF_OK ? check_part(client, &exchange, from, bytes, err) : code;
+    if (code == RF_OK)
+        code = check_part(client, &exchange, from, bytes, err);
+    if (code != RF_OK)
+        out->bytes = out_bytes; /* no half answers */
+    return code;
 }
 
 enum rf_code client_get(struct client *client, const char *path, uint64_t max_bytes,
                         struct buf *out, struct rf_error *err)
 {
     struct exchange exchange = {.path = path, .max_bytes = max_bytes, .out = out};
+    size_t out_bytes = out->bytes;
 
     if (path[0] != '/')
         return rf_fail(err, RF_E_INVAL, "\"%s\": a path begins with '/'", path);
@@ -648,5 +651,8 @@ enum rf_code client_get(struct client *client, const char *path, uint64_t max_by
                            "percent-encoded in a path",
                            path);
     }
-    return exchange_run(client, &exchange, err);
+    enum rf_code code = exchange_run(client, &exchange, err);
+    if (code != RF_OK)
+        out->bytes = out_bytes; /* no half answers */
+    return code;
 }

@@ -282,7 +282,7 @@ bool web_send(int fd, const void *data, size_t bytes)
 
 const char *web_header(const struct web_answer *answer, const char *name)
 {
-    static char value[1024];
+    static _Thread_local char value[1024];
     const char *at = answer->head.data != NULL ? (const char *)answer->head.data : "";
     size_t bytes = strlen(name);
 

@@ -59,7 +59,7 @@ bool web_wait_closed(int fd, uint64_t timeout_ms);
 void web_ask(uint16_t port, const char *head, const void *body, size_t body_bytes,
              struct web_answer *ret_answer);
 void web_get(uint16_t port, const char *path, struct web_answer *ret_answer);
-/* The value of a header, "" if it is not there; valid until the next call. */
+/* The value of a header, "" if it is not there; valid until the next call on this thread. */
 const char *web_header(const struct web_answer *answer, const char *name);
 void web_answer_free(struct web_answer *answer);
 #define WEB_ANSWER_AUTO __attribute__((cleanup(web_answer_free)))
