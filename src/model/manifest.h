@@ -44,7 +44,7 @@ struct rank_id {
 };
 
 /* A tensor of the checkpoint that the ranks of a sharded model are made of. */
-struct source {
+struct manifest_source {
     const char *name; /* as a tensor's */
     uint32_t name_bytes;
     enum rf_dtype dtype;
@@ -126,7 +126,8 @@ struct manifest {
     uint32_t rank_count;
     struct manifest_file *files; /* weights first */
     uint32_t file_count;
-    struct source *sources; /* by name, bytewise; names are unique. Empty: nothing is sharded, or
+    struct manifest_source
+        *sources; /* by name, bytewise; names are unique. Empty: nothing is sharded, or
                              * nobody knows of what */
     uint32_t source_count;
     struct arena arena;
@@ -158,11 +159,12 @@ enum rf_code manifest_add_file(struct manifest_builder *builder, const struct ma
 /* Adds a tensor of the checkpoint. Of `source` are read: name (up to its NUL), dtype, ndim, shape,
  * file, file_offset. *ret_index (may be NULL) is what a part names until the manifest is built, which
  * sorts the sources: they count from 0 in the order they are added. RF_E_INVAL naming the source. */
-enum rf_code manifest_add_source(struct manifest_builder *builder, const struct source *source,
-                                 uint32_t *ret_index, struct rf_error *err);
+enum rf_code manifest_add_source(struct manifest_builder *builder,
+                                 const struct manifest_source *source, uint32_t *ret_index,
+                                 struct rf_error *err);
 /* Those added so far, in the order they were; valid until the next one is added. */
-const struct source *manifest_builder_sources(const struct manifest_builder *builder,
-                                              uint32_t *ret_count);
+const struct manifest_source *manifest_builder_sources(const struct manifest_builder *builder,
+                                                       uint32_t *ret_count);
 /* Later tensors belong to this rank. Ranks must differ and, within a role, agree in their sizes:
  * manifest_build() checks it. */
 enum rf_code manifest_add_rank(struct manifest_builder *builder, const struct rank_id *id,
