@@ -75,7 +75,7 @@ struct transport_seed; /* each transport's own */
 struct sink {
     /* Fills iov (1 ... max) with where the next bytes go; returns how many entries, and in
      * *ret_bytes their sum (> 0). Never more than is left of the read. The memory stays valid
-     * until took(); before that the same question gets the same answer. */
+     * until took(); asked again before that, the latest answer counts. */
     int (*where)(struct sink *sink, struct iovec *iov, int max, uint64_t *ret_bytes);
     /* That many bytes (1 ... what where() offered) have arrived there. Not RF_OK: the read fails
      * with it. */
