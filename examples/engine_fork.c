@@ -1,5 +1,6 @@
-/* An "engine" that takes its weights from a seed (engine_seed, or any other) into buffers of its own, laid out
- * differently: last tensor first, each on a 256-byte boundary, and the tied one untied.
+/* An "engine" that takes its weights from a seed (engine_seed, or any other) into buffers of its
+ * own, laid out differently: last tensor first, each on a 256-byte boundary, and the tied one
+ * untied.
  *
  *   engine_fork URL [auto|map|tcp]
  *

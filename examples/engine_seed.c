@@ -2,8 +2,9 @@
  *
  *   engine_seed [--share]
  *
- * Prints its URL on stdout, serves until stdin ends, then lets readers finish. With --share the weights lie in
- * memory from rf_seed_alloc(), so that forks on the same host map them instead of copying. */
+ * Prints its URL on stdout, serves until stdin ends, then lets readers finish. With --share the
+ * weights lie in memory from rf_seed_alloc(), so that forks on the same host map them instead of
+ * copying. */
 #include "engine_weights.h"
 
 #include <stdio.h>

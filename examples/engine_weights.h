@@ -1,5 +1,5 @@
-/* The toy model that both examples know: a two-layer transformer's tensors, computed from their names.
- * In a real engine these come from training, quantising, or a file. */
+/* The toy model that both examples know: a two-layer transformer's tensors, computed from their
+ * names. In a real engine these come from training, quantising, or a file. */
 #ifndef EXAMPLES_ENGINE_WEIGHTS_H
 #define EXAMPLES_ENGINE_WEIGHTS_H
 

@@ -260,8 +260,9 @@ static struct region *alloc_that_holds(const struct rf_seed *seed, const struct 
     return NULL;
 }
 
-/* One region over all of the caller's memory, from the lowest address to the highest: only the segments in it are ever read, so that
- * what lies between them does not matter, and 60,000 tensors cost no more than one. */
+/* One region over all of the caller's memory, from the lowest address to the highest: only the
+ * segments in it are ever read, so that what lies between them does not matter, and 60,000
+ * tensors cost no more than one. */
 static enum rf_code borrow_span(const struct rf_seed *seed, struct region **ret_span,
                                 struct rf_error *err)
 {

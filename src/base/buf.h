@@ -4,8 +4,9 @@
 
 #include "base/error.h"
 
-/* Zero-initialise. Once growing failed, `failed` stays set and further appends do nothing, so that a
- * writer checks once at its end. text buffers are NUL-terminated beyond `bytes` when data != NULL. */
+/* Zero-initialise. Once growing failed, `failed` stays set and further appends do nothing, so
+ * that a writer checks once at its end. text buffers are NUL-terminated beyond `bytes` when data
+ * != NULL. */
 struct buf {
     uint8_t *data;
     size_t bytes;

@@ -1,7 +1,7 @@
 /* The two digest algorithms of chunks, leaves and roots.
  *
- * XXH3-128 (https://github.com/Cyan4973/xxHash, canonical big-endian form, seed 0) finds errors, not
- * attackers; SHA-256 (FIPS 180-4) is for peers that are not trusted. */
+ * XXH3-128 (https://github.com/Cyan4973/xxHash, canonical big-endian form, seed 0) finds errors,
+ * not attackers; SHA-256 (FIPS 180-4) is for peers that are not trusted. */
 #ifndef BASE_HASH_H
 #define BASE_HASH_H
 

@@ -11,7 +11,8 @@ enum { SIZE_TEXT_BYTES = 32 };
  * blank may stand before the suffix). Errors: RF_E_INVAL (not a size, negative, over 2^63). */
 enum rf_code size_parse(const char *text, uint64_t *ret_bytes, struct rf_error *err);
 
-/* "90.9 MB", "1.2 GB": powers of 1000, three digits. Writes at most SIZE_TEXT_BYTES; returns out. */
+/* "90.9 MB", "1.2 GB": powers of 1000, three digits. Writes at most SIZE_TEXT_BYTES; returns
+ * out. */
 const char *size_text(uint64_t bytes, char out[SIZE_TEXT_BYTES]);
 
 /* "3.21 GB/s". */

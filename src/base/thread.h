@@ -20,8 +20,8 @@
 #define RF_NO_THREAD_ANALYSIS
 #endif
 
-/* Says to the reader which lock a field is under. In C clang cannot resolve the name of another field
- * (it can in C++), so nothing checks it but TSan. */
+/* Says to the reader which lock a field is under. In C clang cannot resolve the name of another
+ * field (it can in C++), so nothing checks it but TSan. */
 #define RF_GUARDED_BY(lock)
 
 struct RF_CAPABILITY("mutex") mutex {
@@ -45,17 +45,17 @@ void cond_broadcast(struct cond *cond);
 bool cond_wait_until(struct cond *cond, struct mutex *mutex, uint64_t deadline_ns)
     RF_REQUIRES(*mutex);
 
-/* Starts a thread named `name` (15 bytes at most) with all signals blocked, so that signals go to the
- * program's own threads. Join with pthread_join(). */
+/* Starts a thread named `name` (15 bytes at most) with all signals blocked, so that signals go
+ * to the program's own threads. Join with pthread_join(). */
 enum rf_code thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(void *), void *arg,
                           struct rf_error *err);
 
 /* Processors this process may use (sched_getaffinity, at least 1). */
 unsigned thread_cpus(void);
 
-/* Runs fn(ctx, 0) ... fn(ctx, count - 1) on up to `threads` threads (the caller's is one of them) and
- * returns when all have ended: the first failure's code and error, and no new item starts after it.
- * fn must fill its err. */
+/* Runs fn(ctx, 0) ... fn(ctx, count - 1) on up to `threads` threads (the caller's is one of
+ * them) and returns when all have ended: the first failure's code and error, and no new item
+ * starts after it. fn must fill its err. */
 typedef enum rf_code (*thread_item_fn)(void *ctx, uint64_t item, struct rf_error *err);
 enum rf_code thread_parallel(unsigned threads, uint64_t count, thread_item_fn fn, void *ctx,
                              struct rf_error *err);

@@ -5,7 +5,7 @@
 #include "cli/jsonout.h"
 #include "cli/options.h"
 #include "cli/output.h"
-#include "cli/source.h"
+#include "cli/subject.h"
 #include "model/compare.h"
 
 #include <inttypes.h>
@@ -68,8 +68,8 @@ struct finding {
 
 struct diff {
     const struct diff_command *command;
-    struct source a;
-    struct source b;
+    struct subject a;
+    struct subject b;
     struct finding *findings;
     size_t count;
     size_t room;
@@ -171,9 +171,9 @@ static enum rf_code roots_equal(struct diff *diff, bool *ret_equal, struct rf_er
     *ret_equal = false;
     if (diff->a.manifest->chunk_bytes != diff->b.manifest->chunk_bytes)
         return RF_OK;
-    enum rf_code code = source_root(&diff->a, root_a, err);
+    enum rf_code code = subject_root(&diff->a, root_a, err);
     if (code == RF_OK)
-        code = source_root(&diff->b, root_b, err);
+        code = subject_root(&diff->b, root_b, err);
     if (code == RF_OK && memcmp(root_a, root_b, hash_bytes(algorithm)) == 0) {
         *ret_equal = true;
         hash_text(algorithm, root_a, diff->root);
@@ -218,10 +218,10 @@ static enum rf_code compare_content(struct diff *diff, uint32_t rank_a, uint32_t
 {
     struct digest_table *table_a = NULL;
     struct digest_table *table_b = NULL;
-    enum rf_code code = source_tensor_digests(&diff->a, rank_a, &table_a, err);
+    enum rf_code code = subject_tensor_digests(&diff->a, rank_a, &table_a, err);
 
     if (code == RF_OK)
-        code = source_tensor_digests(&diff->b, rank_b, &table_b, err);
+        code = subject_tensor_digests(&diff->b, rank_b, &table_b, err);
     if (code == RF_OK)
         compare_tables(diff, rank_a, rank_b, table_a, table_b);
     digest_table_destroy(table_a);
@@ -418,13 +418,13 @@ static enum rf_code print_json(const struct diff *diff, struct rf_error *err)
 static enum rf_code open_both(struct diff *diff, const char *a, const char *b, struct rf_error *err)
 {
     uint64_t timeout_ms = diff->command->timeout_ms;
-    bool b_first = source_is_url(b) && !source_is_url(a);
-    struct source *first = b_first ? &diff->b : &diff->a;
-    struct source *second = b_first ? &diff->a : &diff->b;
-    enum rf_code code = source_open(b_first ? b : a, timeout_ms, NULL, first, err);
+    bool b_first = subject_is_url(b) && !subject_is_url(a);
+    struct subject *first = b_first ? &diff->b : &diff->a;
+    struct subject *second = b_first ? &diff->a : &diff->b;
+    enum rf_code code = subject_open(b_first ? b : a, timeout_ms, NULL, first, err);
 
     if (code == RF_OK)
-        code = source_open(b_first ? a : b, timeout_ms, first->manifest, second, err);
+        code = subject_open(b_first ? a : b, timeout_ms, first->manifest, second, err);
     return code;
 }
 
@@ -449,7 +449,7 @@ int cmd_diff(int argc, char **argv)
         print_lines(&diff);
     exit_code = code != RF_OK ? output_error(&error) : diff.count > 0 ? RF_E_FAILED : RF_OK;
     free(diff.findings);
-    source_close(&diff.a);
-    source_close(&diff.b);
+    subject_close(&diff.a);
+    subject_close(&diff.b);
     return output_end(exit_code);
 }

@@ -4,7 +4,7 @@
 #include "cli/jsonout.h"
 #include "cli/options.h"
 #include "cli/output.h"
-#include "cli/source.h"
+#include "cli/subject.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -59,10 +59,10 @@ static const struct command_spec inspect_spec = {
 
 struct inspect {
     const struct inspect_command *command;
-    struct source source;
+    struct subject subject;
     char root[HASH_TEXT_BYTES]; /* "" if not known */
     char id[HASH_TEXT_BYTES];
-    struct source_dtype dtypes[RF_DTYPE_COUNT];
+    struct subject_dtype dtypes[RF_DTYPE_COUNT];
     uint64_t tensors;
 };
 
@@ -75,9 +75,9 @@ static const char *or_dash(const char *text)
 
 static void print_seed(const struct inspect *inspect)
 {
-    const struct instance_info *info = &inspect->source.info;
+    const struct instance_info *info = &inspect->subject.info;
 
-    printf("seed           %s, %s%s%s\n", client_url(inspect->source.client), info->state,
+    printf("seed           %s, %s%s%s\n", client_url(inspect->subject.client), info->state,
            info->state_reason[0] != '\0' ? ": " : "", info->state_reason);
     printf("instance       %s, rfork %s, host %s\n", info->instance_id, or_dash(info->version),
            or_dash(info->host_id));
@@ -97,7 +97,7 @@ static void print_dtypes(const struct inspect *inspect)
 
     printf("dtypes         ");
     for (unsigned i = 0; i < RF_DTYPE_COUNT; i++) {
-        const struct source_dtype *dtype = &inspect->dtypes[i];
+        const struct subject_dtype *dtype = &inspect->dtypes[i];
 
         if (dtype->tensors == 0)
             continue;
@@ -157,15 +157,15 @@ static void print_tensors(const struct manifest *manifest)
 static void inspect_lines(const struct inspect *inspect)
 {
     static const char *const stages[] = {"checkpoint", "fused", "processed"};
-    const struct manifest *manifest = inspect->source.manifest;
+    const struct manifest *manifest = inspect->subject.manifest;
     char bytes[SIZE_TEXT_BYTES];
 
     printf("model          %s (%s)\n", manifest->model,
            manifest->architecture[0] != '\0' ? manifest->architecture : "unknown architecture");
-    if (inspect->source.client != NULL)
+    if (inspect->subject.client != NULL)
         print_seed(inspect);
     else
-        printf("path           %s\n", inspect->source.text);
+        printf("path           %s\n", inspect->subject.text);
     printf("stage          %s, layout %s, quantisation %s, weight version %" PRIu64 "\n",
            manifest->stage < STAGE_COUNT ? stages[manifest->stage] : "?", manifest->layout,
            or_dash(manifest->quantisation), manifest->weight_version);
@@ -179,7 +179,7 @@ static void inspect_lines(const struct inspect *inspect)
         printf("root digest    %s\n", inspect->root);
     else
         printf("root digest    not made yet: --digest %s\n",
-               inspect->source.client != NULL ? "waits for it" : "reads all bytes");
+               inspect->subject.client != NULL ? "waits for it" : "reads all bytes");
     if (inspect->command->tensors)
         print_tensors(manifest);
 }
@@ -188,9 +188,9 @@ static void inspect_lines(const struct inspect *inspect)
 
 static void json_seed(const struct inspect *inspect, struct jsonout *out)
 {
-    const struct instance_info *info = &inspect->source.info;
+    const struct instance_info *info = &inspect->subject.info;
 
-    jsonout_text(out, "url", client_url(inspect->source.client));
+    jsonout_text(out, "url", client_url(inspect->subject.client));
     jsonout_text(out, "state", info->state);
     jsonout_text(out, "state_reason", info->state_reason);
     jsonout_text(out, "instance_id", info->instance_id);
@@ -227,15 +227,15 @@ static void json_dtypes(const struct inspect *inspect, struct jsonout *out)
  * it. */
 static enum rf_code inspect_json(const struct inspect *inspect, struct rf_error *err)
 {
-    const struct manifest *manifest = inspect->source.manifest;
+    const struct manifest *manifest = inspect->subject.manifest;
     struct jsonout out = {.comma = false};
 
     jsonout_open(&out, NULL, '{');
-    jsonout_text(&out, "kind", inspect->source.client != NULL ? "seed" : "files");
-    if (inspect->source.client != NULL)
+    jsonout_text(&out, "kind", inspect->subject.client != NULL ? "seed" : "files");
+    if (inspect->subject.client != NULL)
         json_seed(inspect, &out);
     else
-        jsonout_text(&out, "path", inspect->source.text);
+        jsonout_text(&out, "path", inspect->subject.text);
     jsonout_text(&out, "model", manifest->model);
     jsonout_text(&out, "architecture", manifest->architecture);
     jsonout_u64(&out, "tensors", inspect->tensors);
@@ -257,15 +257,15 @@ static enum rf_code inspect_json(const struct inspect *inspect, struct rf_error 
 
 static enum rf_code inspect_run(struct inspect *inspect, struct rf_error *err)
 {
-    const struct manifest *manifest = inspect->source.manifest;
+    const struct manifest *manifest = inspect->subject.manifest;
     uint8_t root[HASH_MAX_BYTES];
 
-    inspect->tensors = source_dtypes(manifest, inspect->dtypes);
+    inspect->tensors = subject_dtypes(manifest, inspect->dtypes);
     hash_text(manifest->algorithm, manifest->id, inspect->id);
-    if (inspect->source.client != NULL)
-        snprintf(inspect->root, sizeof(inspect->root), "%s", inspect->source.info.root_digest);
+    if (inspect->subject.client != NULL)
+        snprintf(inspect->root, sizeof(inspect->root), "%s", inspect->subject.info.root_digest);
     if (inspect->command->digest && inspect->root[0] == '\0') {
-        enum rf_code code = source_root(&inspect->source, root, err);
+        enum rf_code code = subject_root(&inspect->subject, root, err);
 
         if (code != RF_OK)
             return code;
@@ -287,9 +287,9 @@ int cmd_inspect(int argc, char **argv)
 
     if (exit_code != OPTIONS_GO_ON)
         return exit_code;
-    enum rf_code code = source_open(argv[1], command.timeout_ms, NULL, &inspect.source, &error);
+    enum rf_code code = subject_open(argv[1], command.timeout_ms, NULL, &inspect.subject, &error);
     if (code == RF_OK)
         code = inspect_run(&inspect, &error);
-    source_close(&inspect.source);
+    subject_close(&inspect.subject);
     return output_end(code != RF_OK ? output_error(&error) : RF_OK);
 }

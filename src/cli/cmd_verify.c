@@ -6,7 +6,7 @@
 #include "cli/commands.h"
 #include "cli/output.h"
 #include "cli/progress.h"
-#include "cli/source.h"
+#include "cli/subject.h"
 #include "cli/transfer.h"
 
 #include <fcntl.h>
@@ -173,21 +173,21 @@ static enum rf_code verify_seed(struct verify *verify, struct rf_error *err)
 static enum rf_code verify_folder(struct verify *verify, enum hash_algorithm algorithm,
                                   uint32_t chunk_bytes, struct rf_error *err)
 {
-    struct source source;
+    struct subject subject;
     uint8_t root[HASH_MAX_BYTES];
     uint64_t start_ns = clock_now_ns();
-    enum rf_code code = source_open_as(verify->text, verify->command->transfer.timeout_ms,
-                                       algorithm, chunk_bytes, &source, err);
+    enum rf_code code = subject_open_as(verify->text, verify->command->transfer.timeout_ms,
+                                        algorithm, chunk_bytes, &subject, err);
 
     if (code == RF_OK)
-        code = source_root(&source, root, err);
+        code = subject_root(&subject, root, err);
     if (code == RF_OK) {
-        hash_text(source.manifest->algorithm, root, verify->root);
-        verify->bytes = manifest_total_bytes(source.manifest);
+        hash_text(subject.manifest->algorithm, root, verify->root);
+        verify->bytes = manifest_total_bytes(subject.manifest);
         verify->seconds = clock_seconds(start_ns, clock_now_ns());
-        snprintf(verify->model, sizeof(verify->model), "%s", source.manifest->model);
+        snprintf(verify->model, sizeof(verify->model), "%s", subject.manifest->model);
     }
-    source_close(&source);
+    subject_close(&subject);
     return code;
 }
 
@@ -220,22 +220,22 @@ static bool parse_digest(const char *text, struct against *against)
 static enum rf_code find_against(const struct verify_command *command, struct against *against,
                                  struct rf_error *err)
 {
-    struct source source;
+    struct subject subject;
     uint8_t root[HASH_MAX_BYTES];
 
     against->chunk_bytes = (uint32_t)command->chunk_bytes;
     if (command->against == NULL || parse_digest(command->against, against))
         return RF_OK;
-    enum rf_code code = source_open_as(command->against, command->transfer.timeout_ms, 0,
-                                       against->chunk_bytes, &source, err);
+    enum rf_code code = subject_open_as(command->against, command->transfer.timeout_ms, 0,
+                                        against->chunk_bytes, &subject, err);
     if (code == RF_OK)
-        code = source_root(&source, root, err);
+        code = subject_root(&subject, root, err);
     if (code == RF_OK) {
-        against->algorithm = source.manifest->algorithm;
-        against->chunk_bytes = source.manifest->chunk_bytes;
+        against->algorithm = subject.manifest->algorithm;
+        against->chunk_bytes = subject.manifest->chunk_bytes;
         hash_text(against->algorithm, root, against->root);
     }
-    source_close(&source);
+    subject_close(&subject);
     return code;
 }
 
@@ -265,7 +265,7 @@ static enum rf_code say(const struct verify *verify, const struct against *again
     jsonout_u64(&out, "bytes", verify->bytes);
     jsonout_double(&out, "seconds", verify->seconds);
     jsonout_text_or_null(&out, "transport", verify->transport);
-    jsonout_text_or_null(&out, "state", source_is_url(verify->text) ? "ready" : NULL);
+    jsonout_text_or_null(&out, "state", subject_is_url(verify->text) ? "ready" : NULL);
     jsonout_close(&out, '}');
     return jsonout_print(&out, err);
 }
@@ -276,7 +276,7 @@ static enum rf_code verify_run(struct verify *verify, struct rf_error *err)
     enum rf_code code = find_against(verify->command, &against, err);
 
     if (code == RF_OK)
-        code = source_is_url(verify->text)
+        code = subject_is_url(verify->text)
                    ? verify_seed(verify, err)
                    : verify_folder(verify, against.algorithm, against.chunk_bytes, err);
     if (code != RF_OK)

@@ -1,4 +1,5 @@
-/* Talking to a seed's HTTP side. One thread at a time per client; blocks until the deadline of each call. */
+/* Talking to a seed's HTTP side. One thread at a time per client; blocks until the deadline of
+ * each call. */
 #ifndef CONTROL_CLIENT_H
 #define CONTROL_CLIENT_H
 
@@ -12,7 +13,8 @@ struct client_options {
 
 struct client;
 
-/* url: "http://HOST:PORT", "HOST:PORT"; https and paths are refused with a clear line. Does not connect yet. */
+/* url: "http://HOST:PORT", "HOST:PORT"; https and paths are refused with a clear line. Does not
+ * connect yet. */
 enum rf_code client_create(const char *url, const struct client_options *options,
                            struct client **ret_client, struct rf_error *err);
 void client_destroy(struct client *client);
@@ -43,7 +45,8 @@ struct instance_info {
     const char *refused_transports;
     struct arena arena;
 };
-/* Errors: RF_E_UNREACHABLE (nothing listens, or not a seed: says what answered), RF_E_TIMEOUT, RF_E_PROTO. */
+/* Errors: RF_E_UNREACHABLE (nothing listens, or not a seed: says what answered), RF_E_TIMEOUT,
+ * RF_E_PROTO. */
 enum rf_code client_instance(struct client *client, struct instance_info *ret_info,
                              struct rf_error *err);
 void instance_info_free(struct instance_info *info);
@@ -65,10 +68,12 @@ enum rf_code client_lease_open(struct client *client, struct lease *ret_lease,
 /* DELETE /v1/lease, best effort within a second. */
 void client_lease_close(struct client *client, const struct lease *lease);
 
-/* GET /v1/digests?rank=&from=&wait_ms=: merges what is known into the table; waits at the seed for news, at most wait_ms. */
+/* GET /v1/digests?rank=&from=&wait_ms=: merges what is known into the table; waits at the seed
+ * for news, at most wait_ms. */
 enum rf_code client_digests(struct client *client, uint32_t rank, uint64_t wait_ms,
                             struct digest_table *table, struct rf_error *err);
-/* GET /v1/tensor-digests?rank=: complete table of tensor_count entries, waited for until the deadline. */
+/* GET /v1/tensor-digests?rank=: complete table of tensor_count entries, waited for until the
+ * deadline. */
 enum rf_code client_tensor_digests(struct client *client, uint32_t rank, uint64_t tensor_count,
                                    enum hash_algorithm algorithm, uint64_t deadline_ns,
                                    struct digest_table **ret_table, struct rf_error *err);

@@ -206,7 +206,8 @@ void remote_fork_options(struct remote *remote, struct fork_options *ret_options
     };
 }
 
-/* When the seed went away, its own last word (if it still has one) says more than a reset connection. */
+/* When the seed went away, its own last word (if it still has one) says more than a reset
+ * connection. */
 static enum rf_code ask_why(struct remote *remote, enum rf_code code, struct rf_error *err)
 {
     struct rf_error last;

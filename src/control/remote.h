@@ -1,5 +1,6 @@
-/* One whole fork, from a URL: discover, lease, choose the transport, transfer, verify. What the program and the library API
- * are made of. One thread at a time per remote; calls block and end within the deadlines given. */
+/* One whole fork, from a URL: discover, lease, choose the transport, transfer, verify. What the
+ * program and the library API are made of. One thread at a time per remote; calls block and end
+ * within the deadlines given. */
 #ifndef CONTROL_REMOTE_H
 #define CONTROL_REMOTE_H
 
@@ -22,8 +23,9 @@ struct remote_options {
 
 struct remote;
 
-/* Asks the seed what it has (waits until wait_ready_ms for one that is still loading) and takes a lease. options and what it
- * points to must outlive the remote. Errors: those of client_*; RF_E_UNSUPPORTED from choosing a transport. */
+/* Asks the seed what it has (waits until wait_ready_ms for one that is still loading) and takes
+ * a lease. options and what it points to must outlive the remote. Errors: those of client_*;
+ * RF_E_UNSUPPORTED from choosing a transport. */
 enum rf_code remote_open(const char *url, const struct remote_options *options,
                          uint64_t wait_ready_ms, struct remote **ret_remote, struct rf_error *err);
 /* Closes the lease. Mappings taken from it stay. */
@@ -54,14 +56,16 @@ enum remote_memory {
     REMOTE_COPY,  /* always shared memory of our own, sealed when complete */
 };
 
-/* Takes all ranks into memory: a store that can be served at once. Side files come too. Under map no byte moves, none is verified unless
- * verify_mapped asks for it (then all chunks are recomputed from the mapped pages). */
+/* Takes all ranks into memory: a store that can be served at once. Side files come too. Under
+ * map no byte moves, none is verified unless verify_mapped asks for it (then all chunks are
+ * recomputed from the mapped pages). */
 enum rf_code remote_fork_memory(struct remote *remote, enum remote_memory memory,
                                 bool verify_mapped, struct store **ret_store,
                                 struct remote_result *ret_result, struct rf_error *err);
 
-/* Writes a model folder: weight files byte-identical to the seed's where it loaded files, else one safetensors file per rank
- * ("model.safetensors"; shards "model-00001-of-0000N.safetensors" of at most shard_bytes with an index); side files too. */
+/* Writes a model folder: weight files byte-identical to the seed's where it loaded files, else
+ * one safetensors file per rank ("model.safetensors"; shards "model-00001-of-0000N.safetensors"
+ * of at most shard_bytes with an index); side files too. */
 struct remote_folder_options {
     const char *path;
     bool durable;         /* fsync before the rename */
@@ -70,8 +74,8 @@ struct remote_folder_options {
 enum rf_code remote_fork_folder(struct remote *remote, const struct remote_folder_options *folder,
                                 struct remote_result *ret_result, struct rf_error *err);
 
-/* One rank as the seed's own read-only pages; layout is the caller's to free. No byte moves, none is verified.
- * RF_E_UNSUPPORTED if the chosen transport cannot map. */
+/* One rank as the seed's own read-only pages; layout is the caller's to free. No byte moves,
+ * none is verified. RF_E_UNSUPPORTED if the chosen transport cannot map. */
 enum rf_code remote_map(struct remote *remote, uint32_t rank, struct layout *ret_layout,
                         struct remote_result *ret_result, struct rf_error *err);
 

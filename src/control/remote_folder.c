@@ -1,4 +1,5 @@
-/* Writing a model folder: weight files at the places the seed's files had, or made anew where it had none. */
+/* Writing a model folder: weight files at the places the seed's files had, or made anew where it
+ * had none. */
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "control/remote_internal.h"
@@ -57,7 +58,8 @@ static bool same_place(const struct tensor *tensor, const struct st_tensor *in_f
             memcmp(tensor->shape, in_file->shape, tensor->ndim * sizeof(uint64_t)) == 0);
 }
 
-/* A header that says something else than the manifest would make a folder that loads, and is wrong. */
+/* A header that says something else than the manifest would make a folder that loads, and is
+ * wrong. */
 static enum rf_code check_header(const struct manifest *manifest, uint32_t file,
                                  const struct buf *content, struct rf_error *err)
 {
@@ -172,7 +174,8 @@ static enum rf_code shard_header(const struct manifest_rank *rank, const struct 
     for (uint32_t i = shard->from; i < shard->to; i++) {
         const struct tensor *tensor = &rank->tensors[i];
 
-        /* As in Hugging Face's files: of tied tensors one is stored, the model ties the others to it again. */
+        /* As in Hugging Face's files: of tied tensors one is stored, the model ties the others
+         * to it again. */
         if (tensor->alias_of != MANIFEST_NONE)
             continue;
         tensors[count++] = (struct st_tensor){

@@ -61,7 +61,8 @@ static enum rf_code map_rank(struct remote *remote, uint32_t rank, struct store 
 
     if (code == RF_OK)
         code = add_regions(store, &into->layout, err);
-    /* What the seed knows already need not be computed again; what it does not, is made here later. */
+    /* What the seed knows already need not be computed again; what it does not, is made here
+     * later. */
     if (code == RF_OK)
         code = client_digests(remote->client, rank, 0, into->digests, err);
     return code;

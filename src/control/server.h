@@ -15,8 +15,8 @@ struct server_options {
 
 struct server;
 
-/* Listens and answers on threads of its own. Errors: RF_E_SYS naming address and port ("port 30000 on 127.0.0.1 is taken: pass
- * --port 0 for a free one"). The seed must outlive the server. */
+/* Listens and answers on threads of its own. Errors: RF_E_SYS naming address and port ("port
+ * 30000 on 127.0.0.1 is taken: pass --port 0 for a free one"). The seed must outlive the server. */
 enum rf_code server_start(const struct server_options *options, struct seed *seed,
                           struct server **ret_server, struct rf_error *err);
 /* "http://127.0.0.1:30000"; valid as long as the server. A wildcard host shows as it was given. */

@@ -1,5 +1,5 @@
-/* Taking a rank's stream from a source into a destination, verified. Knows no HTTP: manifest, endpoints, token and digests
- * come from the caller. */
+/* Taking a rank's stream from a source into a destination, verified. Knows no HTTP: manifest,
+ * endpoints, token and digests come from the caller. */
 #ifndef FORK_FORK_H
 #define FORK_FORK_H
 
@@ -15,7 +15,8 @@ struct fork_segment {
     uint64_t fd_offset;
 };
 
-/* Destination of one rank: segments by stream offset that cover the stream exactly (fork_dest_finish() checks). */
+/* Destination of one rank: segments by stream offset that cover the stream exactly
+ * (fork_dest_finish() checks). */
 struct fork_dest {
     struct fork_segment *segments;
     uint32_t count;
@@ -26,15 +27,17 @@ enum rf_code fork_dest_add(struct fork_dest *dest, const struct fork_segment *se
 enum rf_code fork_dest_finish(struct fork_dest *dest, uint64_t stream_bytes, struct rf_error *err);
 void fork_dest_free(struct fork_dest *dest);
 
-/* Bytes taken so far; called from one thread at a time, at most every 100 ms, and once at the end. */
+/* Bytes taken so far; called from one thread at a time, at most every 100 ms, and once at the
+ * end. */
 typedef void (*fork_progress_fn)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
 
-/* Merges digests the seed has by now into the table: waits for news until the deadline. Called from one thread. */
+/* Merges digests the seed has by now into the table: waits for news until the deadline. Called
+ * from one thread. */
 typedef enum rf_code (*fork_digests_fn)(void *ctx, uint32_t rank, struct digest_table *table,
                                         uint64_t deadline_ns, struct rf_error *err);
 
-/* Gets the memory of a part of the destination before bytes are written there: called from the workers, several at a time, once
- * or more often for each chunk. */
+/* Gets the memory of a part of the destination before bytes are written there: called from the
+ * workers, several at a time, once or more often for each chunk. */
 typedef enum rf_code (*fork_prepare_fn)(void *ctx, uint64_t stream_offset, uint64_t bytes,
                                         struct rf_error *err);
 
@@ -63,16 +66,18 @@ struct fork_stats {
     double seconds;
 };
 
-/* Moves one rank. table: digests of the rank, filled on the way (its own, computed from what arrived, are compared with the seed's).
- * Errors: RF_E_UNREACHABLE, RF_E_TIMEOUT, RF_E_CORRUPT (chunk, byte range, first tensors in it), RF_E_CANCELLED, RF_E_SYS and
- * RF_E_NOMEM (writing to a file). On error the destination's content is undefined. */
+/* Moves one rank. table: digests of the rank, filled on the way (its own, computed from what
+ * arrived, are compared with the seed's). Errors: RF_E_UNREACHABLE, RF_E_TIMEOUT, RF_E_CORRUPT
+ * (chunk, byte range, first tensors in it), RF_E_CANCELLED, RF_E_SYS and RF_E_NOMEM (writing to
+ * a file). On error the destination's content is undefined. */
 enum rf_code fork_rank(const struct manifest *manifest, uint32_t rank,
                        const struct transport_choice *choice,
                        const uint8_t token[CHUNK_TOKEN_BYTES], const struct fork_dest *dest,
                        struct digest_table *table, const struct fork_options *options,
                        struct fork_stats *ret_stats, struct rf_error *err);
 
-/* Maps one rank, where the transport can; layout is the caller's to free. No byte moves and none is verified. */
+/* Maps one rank, where the transport can; layout is the caller's to free. No byte moves and none
+ * is verified. */
 enum rf_code fork_map_rank(const struct manifest *manifest, uint32_t rank,
                            const struct transport_choice *choice,
                            const uint8_t token[CHUNK_TOKEN_BYTES],

@@ -84,8 +84,8 @@ void job_fail(struct fork_job *job, const struct rf_error *error);
 void job_stop(struct fork_job *job);
 bool job_stopped(const struct fork_job *job);
 
-/* Takes a chunk to read. wait: blocks while there is none but some may come back. false: all is done or the job stopped, or (without
- * wait) there is none now. */
+/* Takes a chunk to read. wait: blocks while there is none but some may come back. false: all is
+ * done or the job stopped, or (without wait) there is none now. */
 bool job_take(struct fork_job *job, bool wait, uint64_t *ret_chunk);
 /* A chunk taken comes back unread: the connection broke. */
 void job_return(struct fork_job *job, uint64_t chunk);

@@ -91,7 +91,8 @@ static enum rf_code worker_submit(struct worker *worker, struct chunk_slot *slot
     return job->choice->transport->submit(worker->session, &slot->read, err);
 }
 
-/* Submits until the window is full or nothing is left. RF_OK also when nothing could be submitted. */
+/* Submits until the window is full or nothing is left. RF_OK also when nothing could be
+ * submitted. */
 static enum rf_code worker_fill(struct worker *worker, struct rf_error *err)
 {
     struct fork_job *job = worker->job;

@@ -28,7 +28,8 @@ struct seed_transport {
     atomic_uint_fast64_t bytes_sent; /* relaxed: a counter */
 };
 
-/* Tensor digests of one rank, made once on demand. Guarded by seed->lock; the table has a lock of its own. */
+/* Tensor digests of one rank, made once on demand. Guarded by seed->lock; the table has a lock
+ * of its own. */
 struct seed_tensor_job {
     struct seed *seed;
     uint32_t rank;

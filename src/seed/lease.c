@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { SEED_LEASE_GONE_MS = 10000 };
+
 static struct seed_lease **lease_find_locked(struct seed *seed, const uint8_t *token)
     RF_REQUIRES(seed->lock)
 {
@@ -189,7 +191,11 @@ static void export_lease_release(void *ctx, void *held)
         lease->reading--;
         seed->reading--;
     }
-    lease->expires_ns = clock_deadline_ns(seed->options.lease_ttl_ms);
+    /* Whoever had connections and has none is gone, or about to come back: it need not keep its
+     * place for as long as one that has not begun. */
+    lease->expires_ns = clock_deadline_ns(seed->options.lease_ttl_ms < SEED_LEASE_GONE_MS
+                                              ? seed->options.lease_ttl_ms
+                                              : SEED_LEASE_GONE_MS);
     if (lease->connections == 0 && atomic_load_explicit(&lease->closed, memory_order_acquire))
         free(lease);
     cond_broadcast(&seed->changed);

@@ -31,7 +31,8 @@ struct load_needs {
 void load_needs(const struct model_folder *folder, const struct load_options *options,
                 struct load_needs *ret_needs);
 
-/* Errors: RF_E_NOMEM (needs and what is available), RF_E_CHANGED (a file shrank meanwhile), RF_E_SYS, RF_E_FORMAT. */
+/* Errors: RF_E_NOMEM (needs and what is available), RF_E_CHANGED (a file shrank meanwhile),
+ * RF_E_SYS, RF_E_FORMAT. */
 enum rf_code load_folder(const struct model_folder *folder, const struct load_options *options,
                          struct store **ret_store, struct rf_error *err);
 

@@ -308,7 +308,8 @@ uint32_t seed_drain(struct seed *seed, uint64_t timeout_ms)
     if (seed_state(seed, NULL) == SEED_LOADING)
         return 0;
     seed_set_state(seed, SEED_DRAINING);
-    /* Forks that are under way may end: only what needs the seed is waited for, not those that mapped. */
+    /* Forks that are under way may end: only what needs the seed is waited for, not those that
+     * mapped. */
     mutex_lock(&seed->lock);
     while (seed->reading > 0 && cond_wait_until(&seed->changed, &seed->lock, deadline_ns)) {
     }

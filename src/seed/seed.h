@@ -1,7 +1,8 @@
-/* Exporting a store: leases, readers, transports, digests in the background, and the watch over what is served.
+/* Exporting a store: leases, readers, transports, digests in the background, and the watch over
+ * what is served.
  *
- * A seed exists before its model does, so that its control plane can answer "loading". Every function may be called from any
- * thread unless it says otherwise. */
+ * A seed exists before its model does, so that its control plane can answer "loading". Every
+ * function may be called from any thread unless it says otherwise. */
 #ifndef SEED_SEED_H
 #define SEED_SEED_H
 
@@ -26,13 +27,13 @@ struct seed;
 
 enum rf_code seed_create(const struct seed_options *options, struct seed **ret_seed,
                          struct rf_error *err);
-/* Takes the store over (also on failure), starts the transports that can serve it, the digests and the watch; state READY.
- * Once per seed. Blocks for the transports' start only. */
+/* Takes the store over (also on failure), starts the transports that can serve it, the digests
+ * and the watch; state READY. Once per seed. Blocks for the transports' start only. */
 enum rf_code seed_publish(struct seed *seed, struct store *store, struct rf_error *err);
 /* State FAILED with a reason: nothing is served any more. */
 void seed_fail(struct seed *seed, enum rf_code code, const char *reason);
-/* State DRAINING: no new leases or reads; waits for the reads in flight until the deadline. Returns how many
- * were cut off. */
+/* State DRAINING: no new leases or reads; waits for the reads in flight until the deadline.
+ * Returns how many were cut off. */
 uint32_t seed_drain(struct seed *seed, uint64_t timeout_ms);
 /* Stops everything and frees. No other thread may be inside. NULL is fine. */
 void seed_destroy(struct seed *seed);
@@ -43,8 +44,8 @@ const char *seed_state_name(enum seed_state state);
 
 /* NULL before it is published; then it lives as long as the seed. */
 struct store *seed_store(struct seed *seed);
-/* Endpoints of the transports; valid as long as the seed. Each transport that was refused says why in *_reason lists:
- * "map: weights live in the page cache". */
+/* Endpoints of the transports; valid as long as the seed. Each transport that was refused says
+ * why in *_reason lists: "map: weights live in the page cache". */
 const struct endpoint *seed_endpoints(struct seed *seed, uint32_t *ret_count);
 const char *seed_refused_transports(struct seed *seed);
 /* Hex, 32 characters, random per process: tells two instances apart. */
@@ -52,15 +53,17 @@ const char *seed_instance_id(struct seed *seed);
 /* Waits for all digests of the store: RF_OK, RF_E_TIMEOUT, or why they failed. */
 enum rf_code seed_wait_digests(struct seed *seed, uint64_t deadline_ns, struct rf_error *err);
 
-/* Tensor digests of a rank (digest_table indexed by tensor), made on first demand in the background; waits until the deadline.
- * *ret_table lives as long as the seed; digest_table_known() tells whether it is complete. */
+/* Tensor digests of a rank (digest_table indexed by tensor), made on first demand in the
+ * background; waits until the deadline. *ret_table lives as long as the seed;
+ * digest_table_known() tells whether it is complete. */
 enum rf_code seed_tensor_digests(struct seed *seed, uint32_t rank, uint64_t deadline_ns,
                                  struct digest_table **ret_table, struct rf_error *err);
 
 /* ---- leases ---- */
 
-/* client is a line for people ("127.0.0.1 rfork/0.1.0"). RF_E_UNREACHABLE while loading or draining, RF_E_CHANGED when failed, RF_E_NOMEM
- * when max_readers are there (says when to try again). */
+/* client is a line for people ("127.0.0.1 rfork/0.1.0"). RF_E_UNREACHABLE while loading or
+ * draining, RF_E_CHANGED when failed, RF_E_NOMEM when max_readers are there (says when to try
+ * again). */
 enum rf_code seed_lease_open(struct seed *seed, const char *client,
                              uint8_t ret_token[CHUNK_TOKEN_BYTES], uint64_t *ret_ttl_ms,
                              struct rf_error *err);

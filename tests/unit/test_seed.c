@@ -1,4 +1,5 @@
-/* Leases, states and failures of a seed, seen through the exporter that transports are given and through its own API. */
+/* Leases, states and failures of a seed, seen through the exporter that transports are given and
+ * through its own API. */
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/thread.h"

@@ -1,7 +1,8 @@
-/* What the measurements of `rfork bench` share: results, samples, and the holder process that plays the seed.
+/* What the measurements of `rfork bench` share: results, samples, and the holder process that
+ * plays the seed.
  *
- * Every figure stands beside a ceiling measured in the same run, alternating with it, and is judged by the ratio of medians.
- * All memory is written once before anything is timed. */
+ * Every figure stands beside a ceiling measured in the same run, alternating with it, and is
+ * judged by the ratio of medians. All memory is written once before anything is timed. */
 #ifndef CLI_BENCH_BENCH_H
 #define CLI_BENCH_BENCH_H
 
@@ -26,8 +27,8 @@ double samples_median(const struct samples *samples);
 double samples_min(const struct samples *samples);
 double samples_max(const struct samples *samples);
 
-/* One line of the table. A value of seconds is better when smaller, a rate when larger: `target` is the least ratio
- * value / ceiling (rates), or the largest value (at_most). */
+/* One line of the table. A value of seconds is better when smaller, a rate when larger: `target`
+ * is the least ratio value / ceiling (rates), or the largest value (at_most). */
 struct bench_result {
     char name[BENCH_TEXT_BYTES]; /* "tcp loopback" */
     char value_text[BENCH_TEXT_BYTES];
@@ -70,13 +71,15 @@ bool bench_met(const struct bench_result *result);
 /* size_bytes of memory that has been written, made on first use. */
 enum rf_code bench_dest(struct bench *bench, uint8_t **ret_dest, struct rf_error *err);
 
-/* ---- the holder: a process of its own with the weights in memory, told what to do line by line ---- */
+/* ---- the holder: a process of its own with the weights in memory, told what to do line by line
+ * ---- */
 
 struct holder;
 enum rf_code bench_holder(struct bench *bench, struct holder **ret_holder, struct rf_error *err);
 void holder_stop(struct holder *holder);
 pid_t holder_pid(const struct holder *holder);
-/* Sends a line and reads the answer's words after "ok "; RF_E_FAILED with what it said otherwise. */
+/* Sends a line and reads the answer's words after "ok "; RF_E_FAILED with what it said
+ * otherwise. */
 enum rf_code holder_ask(struct holder *holder, char ret_answer[BENCH_TEXT_BYTES],
                         struct rf_error *err, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
@@ -88,19 +91,22 @@ int holder_main(uint64_t bytes);
 
 /* ---- raw sockets: the ceiling of tcp ---- */
 
-/* Serves ranges of memory by plain blocking send() of 1 MiB; returns the port. Runs until raw_stop(). */
+/* Serves ranges of memory by plain blocking send() of 1 MiB; returns the port. Runs until
+ * raw_stop(). */
 struct raw_server;
 enum rf_code raw_start(const char *host, const uint8_t *data, uint64_t bytes,
                        struct raw_server **ret_server, uint16_t *ret_port, struct rf_error *err);
 void raw_stop(struct raw_server *server);
-/* Takes all bytes into dst with that many connections, one thread each, by plain blocking recv() of 1 MiB. */
+/* Takes all bytes into dst with that many connections, one thread each, by plain blocking recv()
+ * of 1 MiB. */
 enum rf_code raw_take(const char *host, uint16_t port, uint8_t *dst, uint64_t bytes,
                       unsigned connections, double *ret_seconds, struct rf_error *err);
 
 /* ---- two network namespaces joined by a veth pair ---- */
 
 struct netpair;
-/* rate_bytes_per_s 0: not shaped. RF_E_UNSUPPORTED with the reason where this is not possible (not root, no `ip`). */
+/* rate_bytes_per_s 0: not shaped. RF_E_UNSUPPORTED with the reason where this is not possible
+ * (not root, no `ip`). */
 enum rf_code netpair_create(uint64_t rate_bytes_per_s, unsigned mtu, struct netpair **ret_pair,
                             struct rf_error *err);
 void netpair_destroy(struct netpair *pair);

@@ -1,4 +1,5 @@
-/* Whole programs: how soon a seed is ready, and what memory seed and fork take beside the weights. */
+/* Whole programs: how soon a seed is ready, and what memory seed and fork take beside the
+ * weights. */
 #include "base/buf.h"
 #include "base/cleanup.h"
 #include "base/clock.h"

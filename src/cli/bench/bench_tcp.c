@@ -1,4 +1,5 @@
-/* tcp against raw sockets: loopback, two namespaces, a shaped link; and what each costs the seed's CPU. */
+/* tcp against raw sockets: loopback, two namespaces, a shaped link; and what each costs the
+ * seed's CPU. */
 #include "base/clock.h"
 #include "base/size.h"
 #include "base/thread.h"
@@ -259,7 +260,8 @@ enum rf_code bench_tcp_loopback(struct bench *bench, struct rf_error *err)
     return code;
 }
 
-/* Runs a path whose seed is in the other namespace; the calling thread is in the reader's meanwhile. */
+/* Runs a path whose seed is in the other namespace; the calling thread is in the reader's
+ * meanwhile. */
 static enum rf_code run_across(struct bench *bench, uint64_t rate, unsigned mtu, struct path *path,
                                struct tcp_samples *samples, unsigned rounds, struct rf_error *err)
 {

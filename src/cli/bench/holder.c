@@ -1,4 +1,5 @@
-/* The holder: a process of its own that plays the seed, so that its CPU time and memory can be told from the reader's. */
+/* The holder: a process of its own that plays the seed, so that its CPU time and memory can be
+ * told from the reader's. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "cli/bench/bench.h"

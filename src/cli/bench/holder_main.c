@@ -1,4 +1,5 @@
-/* What the holder process does: weights in shared memory, seeds and raw senders over them, line by line from stdin. */
+/* What the holder process does: weights in shared memory, seeds and raw senders over them, line
+ * by line from stdin. */
 #include "base/cleanup.h"
 #include "base/rand.h"
 #include "base/thread.h"

@@ -1,4 +1,5 @@
-/* Two hosts on one machine: network namespaces joined by a veth pair, perhaps with a shaped link. */
+/* Two hosts on one machine: network namespaces joined by a veth pair, perhaps with a shaped
+ * link. */
 #include "base/cleanup.h"
 #include "cli/bench/bench.h"
 
@@ -134,6 +135,7 @@ enum rf_code netpair_enter(struct netpair *pair, struct rf_error *err)
 
 void netpair_leave(struct netpair *pair)
 {
-    /* Cannot fail for a namespace that this process came from; were it to, the next connect would say so. */
+    /* Cannot fail for a namespace that this process came from; were it to, the next connect
+     * would say so. */
     (void)setns(pair->home_fd, CLONE_NEWNET);
 }

@@ -1,4 +1,5 @@
-/* Raw sockets: what a plain program gets out of this machine and this path. No protocol, no verification. */
+/* Raw sockets: what a plain program gets out of this machine and this path. No protocol, no
+ * verification. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/thread.h"

@@ -1,13 +1,13 @@
 /* A model that the command line names: a seed by its URL, a folder, or a .safetensors file. What
- * inspect, diff and verify look at. One thread at a time per source; calls end within their
+ * inspect, diff and verify look at. One thread at a time per subject; calls end within their
  * deadlines or when a signal comes. */
-#ifndef CLI_SOURCE_H
-#define CLI_SOURCE_H
+#ifndef CLI_SUBJECT_H
+#define CLI_SUBJECT_H
 
 #include "control/client.h"
 #include "format/model_folder.h"
 
-struct source {
+struct subject {
     const char *text; /* as on the command line; borrowed */
     uint64_t timeout_ms;
     struct manifest *manifest;
@@ -19,34 +19,35 @@ struct source {
 };
 
 /* "http://...", or HOST:PORT where there is no such file. */
-bool source_is_url(const char *text);
+bool subject_is_url(const char *text);
 
 /* Opens and reads headers, no weights. like: whose algorithm and chunk size a folder's digests
  * shall have; NULL for the defaults. Close also after a failure. Errors: those of client_*,
  * model_folder_open(), load_folder(). */
-enum rf_code source_open(const char *text, uint64_t timeout_ms, const struct manifest *like,
-                         struct source *ret_source, struct rf_error *err);
+enum rf_code subject_open(const char *text, uint64_t timeout_ms, const struct manifest *like,
+                          struct subject *ret_subject, struct rf_error *err);
 /* The same with algorithm and chunk size given; 0 for the defaults. */
-enum rf_code source_open_as(const char *text, uint64_t timeout_ms, enum hash_algorithm algorithm,
-                            uint32_t chunk_bytes, struct source *ret_source, struct rf_error *err);
-void source_close(struct source *source);
+enum rf_code subject_open_as(const char *text, uint64_t timeout_ms, enum hash_algorithm algorithm,
+                             uint32_t chunk_bytes, struct subject *ret_subject,
+                             struct rf_error *err);
+void subject_close(struct subject *subject);
 
 /* Model root: reads every byte of a folder; of a seed fetches the chunk digests, waiting while
  * it still makes them. */
-enum rf_code source_root(struct source *source, uint8_t ret_root[HASH_MAX_BYTES],
-                         struct rf_error *err);
+enum rf_code subject_root(struct subject *subject, uint8_t ret_root[HASH_MAX_BYTES],
+                          struct rf_error *err);
 
 /* Digests of a rank's tensors, made anew: reads every byte, here or at the seed. The caller
  * destroys *ret_table. */
-enum rf_code source_tensor_digests(struct source *source, uint32_t rank,
-                                   struct digest_table **ret_table, struct rf_error *err);
+enum rf_code subject_tensor_digests(struct subject *subject, uint32_t rank,
+                                    struct digest_table **ret_table, struct rf_error *err);
 
 /* Bytes and number of tensors of each dtype, all ranks; [RF_DTYPE_COUNT]. */
-struct source_dtype {
+struct subject_dtype {
     uint64_t tensors;
     uint64_t bytes;
 };
-uint64_t source_dtypes(const struct manifest *manifest,
-                       struct source_dtype ret_dtypes[RF_DTYPE_COUNT]);
+uint64_t subject_dtypes(const struct manifest *manifest,
+                        struct subject_dtype ret_dtypes[RF_DTYPE_COUNT]);
 
 #endif

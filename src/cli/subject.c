@@ -1,4 +1,4 @@
-#include "cli/source.h"
+#include "cli/subject.h"
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -16,7 +16,7 @@ enum {
         100 * 1000, /* a seed that reads its files slower than this has died */
 };
 
-bool source_is_url(const char *text)
+bool subject_is_url(const char *text)
 {
     const char *colon = strrchr(text, ':');
 
@@ -27,25 +27,25 @@ bool source_is_url(const char *text)
            access(text, F_OK) != 0;
 }
 
-static enum rf_code open_seed(struct source *source, struct rf_error *err)
+static enum rf_code open_seed(struct subject *subject, struct rf_error *err)
 {
     const struct client_options options = {
-        .timeout_ms = source->timeout_ms,
+        .timeout_ms = subject->timeout_ms,
         .cancel = signals_flag(),
     };
-    enum rf_code code = client_create(source->text, &options, &source->client, err);
+    enum rf_code code = client_create(subject->text, &options, &subject->client, err);
 
     if (code == RF_OK)
-        code = client_instance(source->client, &source->info, err);
-    if (code == RF_OK && strcmp(source->info.state, "failed") == 0)
-        code = rf_fail(err, RF_E_CHANGED, "%s has stopped serving: %s", client_url(source->client),
-                       source->info.state_reason);
+        code = client_instance(subject->client, &subject->info, err);
+    if (code == RF_OK && strcmp(subject->info.state, "failed") == 0)
+        code = rf_fail(err, RF_E_CHANGED, "%s has stopped serving: %s", client_url(subject->client),
+                       subject->info.state_reason);
     if (code == RF_OK)
-        code = client_manifest(source->client, &source->manifest, err);
+        code = client_manifest(subject->client, &subject->manifest, err);
     return code;
 }
 
-static enum rf_code open_folder(struct source *source, enum hash_algorithm algorithm,
+static enum rf_code open_folder(struct subject *subject, enum hash_algorithm algorithm,
                                 uint32_t chunk_bytes, struct rf_error *err)
 {
     const struct load_options options = {
@@ -54,56 +54,58 @@ static enum rf_code open_folder(struct source *source, enum hash_algorithm algor
         .chunk_bytes = chunk_bytes,
     };
     struct model_folder folder;
-    enum rf_code code = model_folder_open(source->text, &folder, err);
+    enum rf_code code = model_folder_open(subject->text, &folder, err);
 
     if (code != RF_OK)
         return code;
-    code = load_folder(&folder, &options, &source->store, err);
+    code = load_folder(&folder, &options, &subject->store, err);
     model_folder_close(&folder);
     if (code == RF_OK)
-        source->manifest = manifest_ref(source->store->manifest);
+        subject->manifest = manifest_ref(subject->store->manifest);
     return code;
 }
 
-enum rf_code source_open_as(const char *text, uint64_t timeout_ms, enum hash_algorithm algorithm,
-                            uint32_t chunk_bytes, struct source *ret_source, struct rf_error *err)
+enum rf_code subject_open_as(const char *text, uint64_t timeout_ms, enum hash_algorithm algorithm,
+                             uint32_t chunk_bytes, struct subject *ret_subject,
+                             struct rf_error *err)
 {
-    *ret_source = (struct source){.text = text, .timeout_ms = timeout_ms};
-    if (source_is_url(text))
-        return open_seed(ret_source, err);
-    return open_folder(ret_source, algorithm, chunk_bytes, err);
+    *ret_subject = (struct subject){.text = text, .timeout_ms = timeout_ms};
+    if (subject_is_url(text))
+        return open_seed(ret_subject, err);
+    return open_folder(ret_subject, algorithm, chunk_bytes, err);
 }
 
-enum rf_code source_open(const char *text, uint64_t timeout_ms, const struct manifest *like,
-                         struct source *ret_source, struct rf_error *err)
+enum rf_code subject_open(const char *text, uint64_t timeout_ms, const struct manifest *like,
+                          struct subject *ret_subject, struct rf_error *err)
 {
     enum hash_algorithm algorithm = like != NULL ? like->algorithm : 0;
     uint32_t chunk_bytes = like != NULL ? like->chunk_bytes : 0;
 
-    return source_open_as(text, timeout_ms, algorithm, chunk_bytes, ret_source, err);
+    return subject_open_as(text, timeout_ms, algorithm, chunk_bytes, ret_subject, err);
 }
 
-void source_close(struct source *source)
+void subject_close(struct subject *subject)
 {
-    client_destroy(source->client);
-    instance_info_free(&source->info);
-    store_destroy(source->store);
-    manifest_unref(source->manifest);
-    *source = (struct source){.text = NULL};
+    client_destroy(subject->client);
+    instance_info_free(&subject->info);
+    store_destroy(subject->store);
+    manifest_unref(subject->manifest);
+    *subject = (struct subject){.text = NULL};
 }
 
 /* ---- roots ---- */
 
 /* Waits as long as the seed makes progress. */
-static enum rf_code fetch_table(struct source *source, uint32_t rank, struct digest_table *table,
+static enum rf_code fetch_table(struct subject *subject, uint32_t rank, struct digest_table *table,
                                 struct rf_error *err)
 {
     uint64_t count = digest_table_count(table);
     uint64_t known = 0;
-    uint64_t deadline_ns = clock_deadline_ns(source->timeout_ms);
+    uint64_t deadline_ns = clock_deadline_ns(subject->timeout_ms);
 
     while (known < count) {
-        enum rf_code code = client_digests(source->client, rank, SOURCE_DIGEST_WAIT_MS, table, err);
+        enum rf_code code =
+            client_digests(subject->client, rank, SOURCE_DIGEST_WAIT_MS, table, err);
         uint64_t now = digest_table_known(table);
 
         if (code != RF_OK)
@@ -111,21 +113,21 @@ static enum rf_code fetch_table(struct source *source, uint32_t rank, struct dig
         if (signals_came())
             return rf_fail(err, RF_E_CANCELLED, "interrupted");
         if (now > known)
-            deadline_ns = clock_deadline_ns(source->timeout_ms);
+            deadline_ns = clock_deadline_ns(subject->timeout_ms);
         else if (now < count && clock_left_ms(deadline_ns) == 0)
             return rf_fail(err, RF_E_TIMEOUT,
                            "%s: %" PRIu64 " of %" PRIu64 " digests are made and no more came in "
                            "%" PRIu64 " ms: wait longer with --timeout",
-                           source->text, now, count, source->timeout_ms);
+                           subject->text, now, count, subject->timeout_ms);
         known = now;
     }
     return RF_OK;
 }
 
-static enum rf_code seed_root(struct source *source, uint8_t ret_root[HASH_MAX_BYTES],
+static enum rf_code seed_root(struct subject *subject, uint8_t ret_root[HASH_MAX_BYTES],
                               struct rf_error *err)
 {
-    const struct manifest *manifest = source->manifest;
+    const struct manifest *manifest = subject->manifest;
     uint8_t(*roots)[HASH_MAX_BYTES] = calloc((size_t)manifest->rank_count + 1, sizeof(*roots));
     enum rf_code code = roots != NULL ? RF_OK : rf_fail(err, RF_E_NOMEM, "no memory for digests");
 
@@ -133,7 +135,7 @@ static enum rf_code seed_root(struct source *source, uint8_t ret_root[HASH_MAX_B
         struct digest_table *table =
             digest_table_create(manifest->algorithm, manifest_chunk_count(manifest, i));
 
-        code = table != NULL ? fetch_table(source, i, table, err)
+        code = table != NULL ? fetch_table(subject, i, table, err)
                              : rf_fail(err, RF_E_NOMEM, "no memory for digests");
         if (code == RF_OK)
             code = digest_rank_root(manifest, i, table, roots[i], err);
@@ -145,24 +147,24 @@ static enum rf_code seed_root(struct source *source, uint8_t ret_root[HASH_MAX_B
     return code;
 }
 
-static enum rf_code folder_root(struct source *source, uint8_t ret_root[HASH_MAX_BYTES],
+static enum rf_code folder_root(struct subject *subject, uint8_t ret_root[HASH_MAX_BYTES],
                                 struct rf_error *err)
 {
-    enum rf_code code = store_digest(source->store, thread_cpus(), signals_flag(), err);
+    enum rf_code code = store_digest(subject->store, thread_cpus(), signals_flag(), err);
 
     /* What was read is one model only if nobody wrote to it meanwhile. */
     if (code == RF_OK)
-        code = store_check(source->store, err);
+        code = store_check(subject->store, err);
     if (code == RF_OK)
-        code = store_root(source->store, ret_root, err);
+        code = store_root(subject->store, ret_root, err);
     return code;
 }
 
-enum rf_code source_root(struct source *source, uint8_t ret_root[HASH_MAX_BYTES],
-                         struct rf_error *err)
+enum rf_code subject_root(struct subject *subject, uint8_t ret_root[HASH_MAX_BYTES],
+                          struct rf_error *err)
 {
-    return source->client != NULL ? seed_root(source, ret_root, err)
-                                  : folder_root(source, ret_root, err);
+    return subject->client != NULL ? seed_root(subject, ret_root, err)
+                                   : folder_root(subject, ret_root, err);
 }
 
 /* ---- tensors ---- */
@@ -188,24 +190,24 @@ static enum rf_code tensor_item(void *ctx, uint64_t item, struct rf_error *err)
     return code;
 }
 
-static enum rf_code folder_tensors(struct source *source, uint32_t rank,
+static enum rf_code folder_tensors(struct subject *subject, uint32_t rank,
                                    struct digest_table **ret_table, struct rf_error *err)
 {
-    const struct manifest *manifest = source->manifest;
+    const struct manifest *manifest = subject->manifest;
     uint64_t count = manifest->ranks[rank].tensor_count;
     struct tensor_job job = {
-        .store = source->store,
+        .store = subject->store,
         .rank = rank,
         .table = digest_table_create(manifest->algorithm, count),
     };
 
     if (job.table == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu64 " digests", count);
-    progress_begin(source->text, manifest->ranks[rank].stream_bytes);
+    progress_begin(subject->text, manifest->ranks[rank].stream_bytes);
     enum rf_code code = thread_parallel(thread_cpus(), count, tensor_item, &job, err);
     progress_end();
     if (code == RF_OK)
-        code = store_check(source->store, err);
+        code = store_check(subject->store, err);
     if (code != RF_OK) {
         digest_table_destroy(job.table);
         return code;
@@ -214,23 +216,23 @@ static enum rf_code folder_tensors(struct source *source, uint32_t rank,
     return RF_OK;
 }
 
-enum rf_code source_tensor_digests(struct source *source, uint32_t rank,
-                                   struct digest_table **ret_table, struct rf_error *err)
+enum rf_code subject_tensor_digests(struct subject *subject, uint32_t rank,
+                                    struct digest_table **ret_table, struct rf_error *err)
 {
-    const struct manifest_rank *entry = &source->manifest->ranks[rank];
-    uint64_t patience_ms = source->timeout_ms + entry->stream_bytes / SOURCE_SLOW_BYTES_PER_MS;
+    const struct manifest_rank *entry = &subject->manifest->ranks[rank];
+    uint64_t patience_ms = subject->timeout_ms + entry->stream_bytes / SOURCE_SLOW_BYTES_PER_MS;
 
-    if (source->client == NULL)
-        return folder_tensors(source, rank, ret_table, err);
-    return client_tensor_digests(source->client, rank, entry->tensor_count,
-                                 source->manifest->algorithm, clock_deadline_ns(patience_ms),
+    if (subject->client == NULL)
+        return folder_tensors(subject, rank, ret_table, err);
+    return client_tensor_digests(subject->client, rank, entry->tensor_count,
+                                 subject->manifest->algorithm, clock_deadline_ns(patience_ms),
                                  ret_table, err);
 }
 
 /* ---- facts ---- */
 
-uint64_t source_dtypes(const struct manifest *manifest,
-                       struct source_dtype ret_dtypes[RF_DTYPE_COUNT])
+uint64_t subject_dtypes(const struct manifest *manifest,
+                        struct subject_dtype ret_dtypes[RF_DTYPE_COUNT])
 {
     uint64_t count = 0;
 
@@ -240,7 +242,7 @@ uint64_t source_dtypes(const struct manifest *manifest,
 
         count += rank->tensor_count;
         for (uint32_t i = 0; i < rank->tensor_count; i++) {
-            struct source_dtype *dtype = &ret_dtypes[rank->tensors[i].dtype];
+            struct subject_dtype *dtype = &ret_dtypes[rank->tensors[i].dtype];
 
             dtype->tensors++;
             if (rank->tensors[i].alias_of == MANIFEST_NONE)
