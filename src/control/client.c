@@ -232,7 +232,8 @@ static void set_options(struct client *client, struct exchange *exchange, const 
         curl_easy_setopt(easy, CURLOPT_RANGE, exchange->range);
 }
 
-/* Drives the transfer; *ret_done is what libcurl says once it has ended. RF_E_CANCELLED, RF_E_TIMEOUT, RF_E_FAILED. */
+/* Drives the transfer; *ret_done is what libcurl says once it has ended. RF_E_CANCELLED,
+ * RF_E_TIMEOUT, RF_E_FAILED. */
 static enum rf_code drive(struct client *client, const struct exchange *exchange,
                           CURLcode *ret_done, struct rf_error *err)
 {
@@ -412,7 +413,8 @@ static enum rf_code exchange_run(struct client *client, struct exchange *exchang
 
 /* ---- the calls ---- */
 
-/* What a wildcard in an endpoint stands for: the address that was dialled, or that its name led to. */
+/* What a wildcard in an endpoint stands for: the address that was dialled, or that its name led
+ * to. */
 static const char *dialled(const struct client *client)
 {
     return client->url.is_address || client->peer[0] == '\0' ? client->url.host : client->peer;

@@ -135,8 +135,9 @@ static struct conn *stalled_locked(struct conns *conns) RF_REQUIRES(conns->lock)
     return found;
 }
 
-/* Ends the connection that is missed least: who has been silent for longest; or, if none has been for long, who has waited for
- * news for longest is answered at once; else an answer that nobody takes. */
+/* Ends the connection that is missed least: who has been silent for longest; or, if none has
+ * been for long, who has waited for news for longest is answered at once; else an answer that
+ * nobody takes. */
 static void make_room_locked(struct conns *conns) RF_REQUIRES(conns->lock)
 {
     uint64_t young_ns = clock_now_ns() - CONNS_YOUNG_MS * CLOCK_NS_PER_MS;
@@ -260,7 +261,8 @@ bool conns_admit(struct conns *conns)
     mutex_lock(&conns->lock);
     if (alive_locked(conns) >= conns->options.max)
         make_room_locked(conns);
-    /* Those that have to go are still open until their threads have noticed: as many again may be. */
+    /* Those that have to go are still open until their threads have noticed: as many again may
+     * be. */
     uint64_t open = (uint64_t)alive_locked(conns) + conns->lists[CONN_ENDED].count;
     if (conns->stopping || open >= (uint64_t)2 * conns->options.max) {
         conns->refused++;

@@ -1,8 +1,9 @@
-/* The connections of the HTTP server: how long each may take, which one goes when there are too many, and who waits
- * for news. libmicrohttpd knows one time limit only, of inactivity: a byte now and then keeps a connection for ever.
+/* The connections of the HTTP server: how long each may take, which one goes when there are too
+ * many, and who waits for news. libmicrohttpd knows one time limit only, of inactivity: a byte
+ * now and then keeps a connection for ever.
  *
- * Any thread may call any function. Connections are closed by shutdown(): libmicrohttpd then notices it itself, on the
- * thread that owns the connection. */
+ * Any thread may call any function. Connections are closed by shutdown(): libmicrohttpd then
+ * notices it itself, on the thread that owns the connection. */
 #ifndef CONTROL_CONNS_H
 #define CONTROL_CONNS_H
 
@@ -13,8 +14,8 @@
 struct MHD_Connection;
 
 struct conns_options {
-    uint32_t
-        max; /* beyond it the one that is missed least has to go; twice as many are never open */
+    /* Beyond it the one that is missed least has to go; never are more than twice as many open. */
+    uint32_t max;
     uint64_t request_timeout_ms;
     uint64_t idle_timeout_ms;
 };
@@ -44,8 +45,8 @@ void conns_idle(struct conns *conns, struct conn *conn);
 /* Some of the answer has gone out. Takes no lock. */
 void conn_progress(struct conn *conn);
 
-/* Resumes the suspended connection once ready() says so, the deadline has passed, or its place is needed.
- * RF_E_CANCELLED when the server stops: then it must not be suspended. suspend() is called inside. */
+/* Suspends the connection, and resumes it once ready() says so, the deadline has passed, or its
+ * place is needed. RF_E_CANCELLED, and no wait, when the server stops. */
 enum rf_code conns_wait(struct conns *conns, struct conn *conn, conn_ready_fn ready, void *ctx,
                         uint64_t deadline_ns);
 /* Whether the wait was ended to make room: the connection should be closed after the answer. */

@@ -4,8 +4,8 @@
 
 #include "control/client.h"
 
-/* Fills info (zeroed before) from what a seed said; dialled: the address under which it was reached. RF_E_PROTO,
- * RF_E_NOMEM; info needs no instance_info_free() then. */
+/* Fills info (zeroed before) from what a seed said; dialled: the address under which it was
+ * reached. RF_E_PROTO, RF_E_NOMEM; info needs no instance_info_free() then. */
 enum rf_code instance_json_parse(const void *text, size_t bytes, const char *dialled,
                                  struct instance_info *ret_info, struct rf_error *err);
 
@@ -18,7 +18,8 @@ struct lease_request {
     char client[64];                   /* "" if not given */
     char manifest_id[HASH_TEXT_BYTES]; /* "" if not given */
 };
-/* An empty text is an empty object. Fields that we do not know are left alone, so that newer clients can say more. RF_E_INVAL. */
+/* An empty text is an empty object. Fields that we do not know are left alone, so that newer
+ * clients can say more. RF_E_INVAL. */
 enum rf_code lease_request_parse(const void *text, size_t bytes, struct lease_request *ret_request,
                                  struct rf_error *err);
 

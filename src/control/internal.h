@@ -1,4 +1,5 @@
-/* What the files of the HTTP server share: server.c owns the threads, reply.c makes answers, routes_*.c decide them. */
+/* What the files of the HTTP server share: server.c owns the threads, reply.c makes answers,
+ * routes_*.c decide them. */
 #ifndef CONTROL_INTERNAL_H
 #define CONTROL_INTERNAL_H
 
@@ -14,8 +15,8 @@
 enum {
     SERVER_MAX_STATUS = 600,
     SERVER_MAX_BODY_BYTES = 64 << 10, /* of a request */
-    SERVER_MAX_SWALLOWED_BYTES =
-        1 << 20, /* of a body that is too large; beyond it the connection is closed */
+    /* Of a body that is too large so much is read, for the client to get its answer. */
+    SERVER_MAX_SWALLOWED_BYTES = 1 << 20,
     SERVER_MAX_WAIT_MS = 30000,
     SERVER_REASON_BYTES = RF_ERROR_TEXT_BYTES,
 };
@@ -25,8 +26,8 @@ struct blob {
     atomic_uint refs; /* relaxed to take, acquire-release to drop */
     struct buf bytes;
 };
-struct blob *blob_create(struct buf *bytes,
-                         struct rf_error *err); /* takes bytes over, also on failure */
+/* Takes bytes over, also on failure. */
+struct blob *blob_create(struct buf *bytes, struct rf_error *err);
 struct blob *blob_ref(struct blob *blob);
 void blob_unref(struct blob *blob);
 
@@ -95,8 +96,7 @@ struct request {
 /* An answer to be queued. A route that waits sets `wait` and nothing else. */
 struct reply {
     unsigned status;
-    struct MHD_Response
-        *response; /* owned by the reply; NULL: out of memory, the connection is closed */
+    struct MHD_Response *response; /* the reply's; NULL: no memory, the connection is closed */
     bool wait;
     uint64_t wait_deadline_ns;
 };
@@ -148,7 +148,8 @@ void route_rank(struct request *request, struct reply *reply);
 
 /* ---- what routes share ---- */
 
-/* The store if the seed is in a state in which it may be read; else the error is the answer and NULL is returned. */
+/* The store if the seed is in a state in which it may be read; else the error is the answer and
+ * NULL is returned. */
 struct store *route_store(struct request *request, struct reply *reply);
 /* The same for bodies of weights: not while draining, and everything served must be unchanged. */
 struct store *route_store_for_bytes(struct request *request, struct reply *reply);

@@ -6,11 +6,13 @@
 
 #include <jansson.h>
 
-/* A whole text that is one object, no key twice. RF_E_PROTO, its line beginning with `what`. json_decref() it. */
+/* A whole text that is one object, no key twice. RF_E_PROTO, its line beginning with `what`.
+ * json_decref() it. */
 enum rf_code json_read_object(const void *text, size_t bytes, const char *what, json_t **ret_object,
                               struct rf_error *err);
 
-/* Each fails with RF_E_PROTO naming the key. A missing or null field: `*ret` is left alone if not required. */
+/* Each fails with RF_E_PROTO naming the key. A missing or null field: `*ret` is left alone if
+ * not required. */
 enum json_need { JSON_OPTIONAL, JSON_REQUIRED };
 
 /* At most max bytes, without control characters; borrowed from the object. */

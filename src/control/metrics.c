@@ -1,4 +1,5 @@
-/* GET /metrics: Prometheus text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/). */
+/* GET /metrics: Prometheus text format 0.0.4
+ * (https://prometheus.io/docs/instrumenting/exposition_formats/). */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "control/internal.h"

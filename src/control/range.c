@@ -42,7 +42,8 @@ enum range_kind range_parse(const char *header, uint64_t total, struct byte_rang
     const char *at = header + 6;
     if (*at == '-')
         return suffix(at + 1, total, ret_range);
-    /* What does not follow the grammar is ignored, as RFC 9110, 14.2 asks; so are several ranges. */
+    /* What does not follow the grammar is ignored, as RFC 9110, 14.2 asks; so are several
+     * ranges. */
     if (!take_number(&at, &first) || *at != '-')
         return RANGE_WHOLE;
     at++;

@@ -15,7 +15,8 @@ struct byte_range {
     uint64_t bytes; /* > 0 */
 };
 
-/* header may be NULL. total: bytes of the whole representation. *ret_range is set for RANGE_PART only. */
+/* header may be NULL. total: bytes of the whole representation. *ret_range is set for RANGE_PART
+ * only. */
 enum range_kind range_parse(const char *header, uint64_t total, struct byte_range *ret_range);
 
 #endif

@@ -1,4 +1,5 @@
-/* Making answers. Each response object belongs to one answer; what several share are the bytes below it. */
+/* Making answers. Each response object belongs to one answer; what several share are the bytes
+ * below it. */
 #include "base/log.h"
 #include "control/internal.h"
 #include "control/range.h"
@@ -187,8 +188,8 @@ static enum rf_code stream_read(const struct stream *stream, uint64_t at, char *
     return store_read_stream(store, source->index, offset, out, bytes, err);
 }
 
-/* Nothing may go out once what is served has changed; and the last piece goes out only if it has not until then, since an
- * overwritten file can be read without any error. */
+/* Nothing may go out once what is served has changed; and the last piece goes out only if it has
+ * not until then, since an overwritten file can be read without any error. */
 static enum rf_code stream_may_send(const struct stream *stream, uint64_t end, struct rf_error *err)
 {
     char reason[SERVER_REASON_BYTES];

@@ -50,7 +50,8 @@ static enum rf_code cache_ranks_locked(struct cache *cache, uint32_t rank_count,
 typedef enum rf_code (*make_fn)(const struct store *store, uint32_t rank, struct buf *out,
                                 struct rf_error *err);
 
-/* What the slot of a locked cache holds, made now if it is empty. The reference is the caller's; NULL: err says why. */
+/* What the slot of a locked cache holds, made now if it is empty. The reference is the caller's;
+ * NULL: err says why. */
 static struct blob *slot_get(struct blob **slot, make_fn make, const struct store *store,
                              uint32_t rank, struct rf_error *err)
 {
@@ -207,7 +208,8 @@ static struct blob *get_digests(struct cache *cache, const struct digest_table *
     return blob;
 }
 
-/* Waits if that was asked for, there is nothing new, and it has not waited yet; true: reply is a wait. */
+/* Waits if that was asked for, there is nothing new, and it has not waited yet; true: reply is a
+ * wait. */
 static bool wait_for_news(struct request *request, struct reply *reply, uint64_t wait_ms)
 {
     if (request->waited || wait_ms == 0 || route_news(request))

@@ -39,8 +39,8 @@ static bool ipv6_ok(const char *host)
     return inet_pton(AF_INET6, plain, &address) == 1;
 }
 
-/* A name of letters, digits, '-', '_' and '.', or an IPv4 address. All digits and dots must be an address: resolvers take
- * "1.2.3" for 1.2.0.3. */
+/* A name of letters, digits, '-', '_' and '.', or an IPv4 address. All digits and dots must be
+ * an address: resolvers take "1.2.3" for 1.2.0.3. */
 static bool name_ok(const char *host, bool *ret_is_address)
 {
     struct in_addr address;

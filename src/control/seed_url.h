@@ -15,15 +15,15 @@ struct seed_url {
     char text[SEED_URL_BYTES]; /* "http://HOST:PORT", no slash at the end */
 };
 
-/* Takes "http://HOST:PORT", "HOST:PORT" and one slash behind it. Refuses (RF_E_INVAL) https, paths, users, a missing port, and
- * what is neither a name nor an address. */
+/* Takes "http://HOST:PORT", "HOST:PORT" and one slash behind it. Refuses (RF_E_INVAL) https,
+ * paths, users, a missing port, and what is neither a name nor an address. */
 enum rf_code seed_url_parse(const char *text, struct seed_url *ret_url, struct rf_error *err);
 
 /* Appends text with everything percent-encoded that may not stand in a path; '/' stays. */
 void seed_url_escape(const char *text, struct buf *out);
 
-/* "HOST:PORT" or "[IP6]:PORT" with a wildcard HOST (0.0.0.0, [::], *) gets `host` in its place. Anything else is copied. false if
- * it does not fit into out[room]. */
+/* "HOST:PORT" or "[IP6]:PORT" with a wildcard HOST (0.0.0.0, [::], *) gets `host` in its place.
+ * Anything else is copied. false if it does not fit into out[room]. */
 bool seed_url_replace_wildcard(const char *address, const char *host, char *out, size_t room);
 
 #endif

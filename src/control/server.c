@@ -169,8 +169,8 @@ static uint64_t announced_bytes(const struct request *request)
     return bytes;
 }
 
-/* The headers are complete. A huge body is refused before it comes; a moderately large one is read to its end, since most
- * clients look for an answer only then. */
+/* The headers are complete. A huge body is refused before it comes; a moderately large one is
+ * read to its end, since most clients look for an answer only then. */
 static enum MHD_Result begin(struct request *request, struct MHD_Connection *mhd,
                              const char *method)
 {
@@ -325,7 +325,8 @@ static struct server_options with_defaults(const struct server_options *options)
         full.request_timeout_ms = SERVER_DEFAULT_REQUEST_MS;
     if (full.idle_timeout_ms == 0)
         full.idle_timeout_ms = SERVER_DEFAULT_IDLE_MS;
-    /* Twice as many may be open for a moment; and half of the descriptors are the data plane's and the program's. */
+    /* Twice as many may be open for a moment; and half of the descriptors are the data plane's
+     * and the program's. */
     if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur / 4 < full.max_connections) {
         uint32_t fewer = files.rlim_cur / 4 > 8 ? (uint32_t)(files.rlim_cur / 4) : 8;
         log_warn("fewer http connections",
@@ -348,7 +349,8 @@ static enum rf_code start_daemon(struct server *server, int fd, struct rf_error 
 
     threads = threads < SERVER_MIN_THREADS ? SERVER_MIN_THREADS : threads;
     threads = threads > SERVER_MAX_THREADS ? SERVER_MAX_THREADS : threads;
-    /* libmicrohttpd divides its limit among its threads, and a thread at its limit stops accepting; ours acts first. */
+    /* libmicrohttpd divides its limit among its threads, and a thread at its limit stops
+     * accepting; ours acts first. */
     unsigned limit = (2 * server->options.max_connections + 1) * threads;
     server->daemon = MHD_start_daemon(
         MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG,
@@ -417,7 +419,8 @@ void server_stop(struct server *server)
 {
     if (server == NULL)
         return;
-    /* Not MHD_quiesce_daemon(): in 0.9.75 it races with its own threads for the descriptor, and the loser aborts. */
+    /* Not MHD_quiesce_daemon(): in 0.9.75 it races with its own threads for the descriptor, and
+     * the loser aborts. */
     conns_stop(server->conns);
     conns_quiet(server->conns, clock_deadline_ns(SERVER_STOP_MS));
     MHD_stop_daemon(server->daemon);

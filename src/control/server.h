@@ -7,10 +7,12 @@
 struct server_options {
     const char *host;         /* NULL: 127.0.0.1; a name or address; "0.0.0.0", "::" for all */
     uint16_t port;            /* 0: any free one */
-    uint32_t max_connections; /* 0: 1024 */
-    uint32_t
-        request_timeout_ms;   /* from a connection's first byte of a request to its last; 0: 10 s */
-    uint32_t idle_timeout_ms; /* 0: 30 s */
+    uint32_t max_connections; /* 0: 1024; fewer where `ulimit -n` is less than four times that */
+    /* Of the headers of a connection's first request, from connecting on, and of each body; 0:
+     * 10 s. */
+    uint32_t request_timeout_ms;
+    /* From an answer to the end of the next request's headers; 0: 30 s. */
+    uint32_t idle_timeout_ms;
 };
 
 struct server;

@@ -48,7 +48,7 @@ static void model_rows(struct buf *out, struct server *server, const struct stor
     row(out, "model", manifest->model);
     row(out, "architecture", manifest->architecture);
     row(out, "quantisation", manifest->quantisation);
-    snprintf(text, sizeof text, "%s (%" PRIu64 " bytes) in %" PRIu32 " ranks",
+    snprintf(text, sizeof text, "%s (%" PRIu64 " bytes), ranks: %" PRIu32,
              size_text(manifest_total_bytes(manifest), size), manifest_total_bytes(manifest),
              manifest->rank_count);
     row(out, "size", text);

@@ -1,6 +1,6 @@
 /* ctest: timeout=600 serial */
-/* The HTTP side of a seed against clients that are slow, many, silent, or talk nonsense: none may keep a good one from its
- * answer. */
+/* The HTTP side of a seed against clients that are slow, many, silent, or talk nonsense: none
+ * may keep a good one from its answer. */
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -65,7 +65,8 @@ static void pause_ms(int timeout_ms)
     poll(NULL, 0, timeout_ms);
 }
 
-/* How many descriptors the test may use, as far as the hard limit goes; both ends are in this process. */
+/* How many descriptors the test may use, as far as the hard limit goes; both ends are in this
+ * process. */
 static unsigned connections_possible(unsigned wanted)
 {
     struct rlimit limit;
@@ -438,7 +439,7 @@ static void broken_requests_are_refused(void **state)
                      400);
     assert_int_equal(
         status_of(
-            "POST /v1/lease HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n"),
+            "POST /v1/lease HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n"),
         413);
     assert_int_equal(
         status_of("POST /v1/lease HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),

@@ -1,5 +1,5 @@
-/* A small model, a seed that serves it over HTTP, and a plain-socket client that shows every byte, for tests of the control
- * plane. All abort on failure, saying why. */
+/* A small model, a seed that serves it over HTTP, and a plain-socket client that shows every
+ * byte, for tests of the control plane. All abort on failure, saying why. */
 #ifndef TESTS_UTIL_WEB_H
 #define TESTS_UTIL_WEB_H
 
@@ -12,9 +12,10 @@ enum {
     WEB_TIMEOUT_MS = 20000,     /* of every wait here: machines may be busy */
 };
 
-/* Two ranks. Rank 0: "a.weight" F32 [2,3], "alias.weight" (the same bytes), "big" U8 [WEB_BIG_BYTES],
- * "empty" F16 [0,4], "sub/\xc3\xbc n&" I16 [5]; rank 1: "a.weight" F32 [2,3], "only.one" U8 [7]. Files:
- * "model.safetensors" (header and rank 0's tensors), "config.json", "sub/vocab list.txt", "empty.txt". */
+/* Two ranks. Rank 0: "a.weight" F32 [2,3], "alias.weight" (the same bytes), "big" U8
+ * [WEB_BIG_BYTES], "empty" F16 [0,4], "sub/\xc3\xbc n&" I16 [5]; rank 1: "a.weight" F32 [2,3],
+ * "only.one" U8 [7]. Files: "model.safetensors" (header and rank 0's tensors), "config.json",
+ * "sub/vocab list.txt", "empty.txt". */
 struct web {
     struct seed *seed;
     struct server *server;
@@ -54,8 +55,8 @@ bool web_send(int fd, const void *data, size_t bytes);
 void web_receive(int fd, bool without_body, struct web_answer *ret_answer);
 /* Waits until the peer closes the connection, dropping what it sends; false after timeout_ms. */
 bool web_wait_closed(int fd, uint64_t timeout_ms);
-/* One request on a connection of its own; head ends without the empty line: "GET / HTTP/1.1\r\nRange: bytes=0-1\r\n". Host is
- * added. */
+/* One request on a connection of its own; head ends without the empty line: "GET /
+ * HTTP/1.1\r\nRange: bytes=0-1\r\n". Host is added. */
 void web_ask(uint16_t port, const char *head, const void *body, size_t body_bytes,
              struct web_answer *ret_answer);
 void web_get(uint16_t port, const char *path, struct web_answer *ret_answer);
