@@ -350,9 +350,11 @@ static enum rf_code make_store(struct rf_seed *seed, struct store **ret_store, s
         store_destroy(store);
         return code;
     }
-    for (uint32_t i = 0; i < seed->file_count; i++)
-        store->files[i] = (struct store_file){.data = rf_take(seed->files[i].data, NULL),
-                                              .bytes = seed->files[i].bytes};
+    for (uint32_t i = 0; i < seed->file_count; i++) {
+        uint8_t *data = rf_take(seed->files[i].data, NULL);
+
+        store->files[i] = (struct store_file){.data = data, .bytes = seed->files[i].bytes};
+    }
     *ret_store = store;
     return RF_OK;
 }

@@ -1,4 +1,5 @@
-/* model.safetensors.index.json: which tensor is in which file of a folder. For model_folder.c alone. */
+/* model.safetensors.index.json: which tensor is in which file of a folder. For model_folder.c
+ * alone. */
 #ifndef FORMAT_FOLDER_INDEX_H
 #define FORMAT_FOLDER_INDEX_H
 
@@ -28,9 +29,9 @@ struct folder_index {
     struct arena arena;
 };
 
-/* Reads the text of an index. path is for error lines. Unknown members are skipped. Errors: RF_E_FORMAT
- * (not JSON, no weight_map, a tensor twice, a file name that would lead out of the folder),
- * RF_E_NOMEM. Free with folder_index_free(). */
+/* Reads the text of an index. path is for error lines. Unknown members are skipped. Errors:
+ * RF_E_FORMAT (not JSON, no weight_map, a tensor twice, a file name that would lead out of the
+ * folder), RF_E_NOMEM. Free with folder_index_free(). */
 enum rf_code folder_index_parse(const char *path, const char *text, size_t bytes,
                                 struct folder_index *ret_index, struct rf_error *err);
 void folder_index_free(struct folder_index *index);

@@ -29,8 +29,8 @@ static bool ends_with(const char *name, const char *suffix)
     return name_bytes > suffix_bytes && strcasecmp(name + name_bytes - suffix_bytes, suffix) == 0;
 }
 
-/* Weights in a format that we do not read: a fork does not need them, and they are as large as those
- * that it does. */
+/* Weights in a format that we do not read: a fork does not need them, and they are as large as
+ * those that it does. */
 static bool is_other_weights(const char *name)
 {
     static const char *const suffixes[] = {".bin", ".pt",      ".pth",  ".gguf",      ".h5",

@@ -16,8 +16,9 @@ struct folder_list {
     bool other_weights;  /* *.bin, *.gguf and the like */
 };
 
-/* Lists the folder `path` and one level of sub-folders; names go into arena. On failure, too, the caller
- * frees ret_list->files. Errors: RF_E_SYS, RF_E_DENIED, RF_E_FORMAT (too many files), RF_E_NOMEM. */
+/* Lists the folder `path` and one level of sub-folders; names go into arena. On failure, too,
+ * the caller frees ret_list->files. Errors: RF_E_SYS, RF_E_DENIED, RF_E_FORMAT (too many files),
+ * RF_E_NOMEM. */
 enum rf_code folder_list(const char *path, struct arena *arena, struct folder_list *ret_list,
                          struct rf_error *err);
 

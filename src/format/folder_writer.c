@@ -285,8 +285,8 @@ static enum rf_code reserve(const struct folder_writer *writer, const char *name
         return RF_OK;
     if (errno != EOPNOTSUPP && errno != ENOSYS)
         return fail_space(writer, name, fd, bytes, err);
-    /* NFS before 4.2, ZFS and others cannot reserve: the free space as of now must do. (The C library's
-     * posix_fallocate() would write every block instead.) */
+    /* NFS before 4.2, ZFS and others cannot reserve: the free space as of now must do. (The C
+     * library's posix_fallocate() would write every block instead.) */
     if (fstatvfs(fd, &fs) == 0 && bytes / fs.f_frsize > fs.f_bavail) {
         errno = ENOSPC;
         return fail_space(writer, name, fd, bytes, err);

@@ -36,8 +36,8 @@ bool json_u64(struct json_scan *scan, uint64_t *ret_number)
     return true;
 }
 
-/* A decimal number as serde_json reads it: digits that no longer fit the significand are dropped, so
- * the value is `significand * 10^exponent`. */
+/* A decimal number as serde_json reads it: digits that no longer fit the significand are
+ * dropped, so the value is `significand * 10^exponent`. */
 struct decimal {
     uint64_t significand;
     int64_t exponent;

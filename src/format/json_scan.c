@@ -203,8 +203,8 @@ static const uint8_t *closing_quote(const struct json_scan *scan)
     return at;
 }
 
-/* The rest of a string that has escapes: `plain` has been checked up to scan->at. Resolved text is never
- * longer than its source. */
+/* The rest of a string that has escapes: `plain` has been checked up to scan->at. Resolved text
+ * is never longer than its source. */
 static bool take_escaped(struct json_scan *scan, const uint8_t *plain, struct json_text *ret_text)
 {
     char *text = arena_alloc(scan->arena, (size_t)(closing_quote(scan) - plain) + 1);

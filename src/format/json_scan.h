@@ -1,11 +1,12 @@
 /* Reading JSON text from left to right in one pass, without a tree and without recursion.
  *
  * Accepts what serde_json (https://github.com/serde-rs/json), through which the reference
- * implementation of safetensors reads its headers, accepts: blanks are space, \t, \n, \r; numbers as in
- * RFC 8259, and not so large that they become infinite; strings of valid UTF-8 without control
- * characters, surrogates only in pairs; at most JSON_MAX_DEPTH levels.
+ * implementation of safetensors reads its headers, accepts: blanks are space, \t, \n, \r;
+ * numbers as in RFC 8259, and not so large that they become infinite; strings of valid UTF-8
+ * without control characters, surrogates only in pairs; at most JSON_MAX_DEPTH levels.
  *
- * The first problem is kept: functions return false and leave `problem` and the place in the scan. */
+ * The first problem is kept: functions return false and leave `problem` and the place in the
+ * scan. */
 #ifndef FORMAT_JSON_SCAN_H
 #define FORMAT_JSON_SCAN_H
 
@@ -42,9 +43,9 @@ uint8_t json_next(struct json_scan *scan);
 /* Consumes this byte; `problem` says what was expected if it is not there. */
 bool json_take(struct json_scan *scan, uint8_t byte, const char *problem);
 
-/* Steps through an array or object whose opening bracket has been consumed: true if an item follows
- * (the comma before it is consumed), false at the closing bracket (consumed) or on a problem. *first
- * must be true at the first call. */
+/* Steps through an array or object whose opening bracket has been consumed: true if an item
+ * follows (the comma before it is consumed), false at the closing bracket (consumed) or on a
+ * problem. *first must be true at the first call. */
 bool json_item(struct json_scan *scan, uint8_t close, bool *first);
 
 bool json_string(struct json_scan *scan, struct json_text *ret_text);

@@ -120,7 +120,8 @@ static enum rf_code read_weights(void *ctx, uint64_t item, struct rf_error *err)
     return code;
 }
 
-/* Files that the index names must be there: counted, because half a download is the usual reason. */
+/* Files that the index names must be there: counted, because half a download is the usual
+ * reason. */
 static enum rf_code check_present(struct opening *opening, struct rf_error *err)
 {
     const struct model_folder *folder = &opening->folder;

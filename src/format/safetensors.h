@@ -1,6 +1,7 @@
-/* The safetensors file format: 8 bytes little-endian header length, a JSON header, the tensors' bytes.
- * Source: https://github.com/huggingface/safetensors (README "Format", and safetensors/src/tensor.rs,
- * whose acceptance we follow; docs/safetensors.md lists where we are stricter). */
+/* The safetensors file format: 8 bytes little-endian header length, a JSON header, the tensors'
+ * bytes. Source: https://github.com/huggingface/safetensors (README "Format", and
+ * safetensors/src/tensor.rs, whose acceptance we follow; docs/safetensors.md lists where we are
+ * stricter). */
 #ifndef FORMAT_SAFETENSORS_H
 #define FORMAT_SAFETENSORS_H
 
@@ -26,8 +27,9 @@ struct st_tensor {
     uint64_t bytes;
 };
 
-/* One entry of "__metadata__". Both texts are NUL-terminated; the counts tell what stands behind a NUL
- * inside ("\u0000" is allowed here). Whoever writes may leave a count 0: then strlen() counts. */
+/* One entry of "__metadata__". Both texts are NUL-terminated; the counts tell what stands behind
+ * a NUL inside ("\u0000" is allowed here). Whoever writes may leave a count 0: then strlen()
+ * counts. */
 struct st_metadata {
     const char *key;
     const char *value;
@@ -47,10 +49,10 @@ struct st_header {
     struct arena arena;
 };
 
-/* Parses a header. json is the header's text without the 8 length bytes; file_bytes the size of the
- * whole file, so that offsets are checked against it. name is used in error lines. In one pass over
- * the text, linear in its length, without recursion. Errors: RF_E_FORMAT (with the tensor's name and the
- * numbers), RF_E_NOMEM. Free with st_header_free(). */
+/* Parses a header. json is the header's text without the 8 length bytes; file_bytes the size of
+ * the whole file, so that offsets are checked against it. name is used in error lines. In one
+ * pass over the text, linear in its length, without recursion. Errors: RF_E_FORMAT (with the
+ * tensor's name and the numbers), RF_E_NOMEM. Free with st_header_free(). */
 enum rf_code st_header_parse(const char *name, const uint8_t *json, size_t json_bytes,
                              uint64_t file_bytes, struct st_header *ret_header,
                              struct rf_error *err);
@@ -61,10 +63,10 @@ enum rf_code st_header_read(const char *name, int fd, uint64_t file_bytes,
 
 void st_header_free(struct st_header *header);
 
-/* Appends the 8 length bytes and the JSON header (padded with blanks to a multiple of 8) of a file that
- * holds these tensors in this order; their offset members are ignored, data is laid end to end.
- * Follows the reference writer: metadata first, no blanks. Errors: RF_E_INVAL (a name twice, header too
- * large), RF_E_NOMEM. */
+/* Appends the 8 length bytes and the JSON header (padded with blanks to a multiple of 8) of a
+ * file that holds these tensors in this order; their offset members are ignored, data is laid
+ * end to end. Follows the reference writer: metadata first, no blanks. Errors: RF_E_INVAL (a
+ * name twice, header too large), RF_E_NOMEM. */
 enum rf_code st_header_write(const struct st_tensor *tensors, uint32_t count,
                              const struct st_metadata *metadata, uint32_t metadata_count,
                              struct buf *out, struct rf_error *err);

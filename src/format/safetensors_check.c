@@ -23,7 +23,8 @@ enum rf_code st_check_length(const char *name, uint64_t json_bytes, uint64_t fil
     return RF_OK;
 }
 
-/* By offset, then by end: so do tensors of no bytes come before the one that starts where they are. */
+/* By offset, then by end: so do tensors of no bytes come before the one that starts where they
+ * are. */
 static int compare_tensors(const void *left, const void *right)
 {
     const struct st_tensor *a = left;

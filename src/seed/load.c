@@ -165,11 +165,12 @@ static enum rf_code add_tensors(struct load *load, struct manifest_builder *buil
                 .shape = from->shape,
                 .file = i,
                 .file_offset = header->data_offset + from->offset,
-                .order = order++,
+                .order = order,
                 .alias_of = MANIFEST_NONE,
             };
             enum rf_code code = manifest_add_tensor(builder, &tensor, NULL, err);
 
+            order++;
             if (code != RF_OK)
                 return code;
         }

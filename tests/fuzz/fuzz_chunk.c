@@ -1,5 +1,5 @@
-/* The native protocol's decoders. The first byte chooses one; what it accepts must be what its encoder
- * makes of it again. */
+/* The native protocol's decoders. The first byte chooses one; what it accepts must be what its
+ * encoder makes of it again. */
 #include "wire/chunk.h"
 
 #include <stdint.h>

@@ -1,5 +1,5 @@
-/* Digests from a peer. Inputs lack the check at the end, which is made to fit here. What is merged into an
- * empty table must come out of it again. */
+/* Digests from a peer. Inputs lack the check at the end, which is made to fit here. What is
+ * merged into an empty table must come out of it again. */
 #include "model/digest.h"
 
 #include <stdint.h>
@@ -14,8 +14,8 @@ static void must(bool ok)
         abort();
 }
 
-/* The table's own encoding holds all chunks from `from` on; the piece may end earlier. If it does not,
- * the bytes must be the same. */
+/* The table's own encoding holds all chunks from `from` on; the piece may end earlier. If it
+ * does not, the bytes must be the same. */
 static void check_again(const struct digest_table *table, const struct buf *sealed)
 {
     struct buf again = {0};

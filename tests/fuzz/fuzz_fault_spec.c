@@ -1,4 +1,5 @@
-/* "fault:SEED[,...]:NAME" as anybody may have written it: taken or refused with a reason, never half of each. */
+/* "fault:SEED[,...]:NAME" as anybody may have written it: taken or refused with a reason, never
+ * half of each. */
 #include "transport/fault/spec.h"
 
 #include <stdlib.h>

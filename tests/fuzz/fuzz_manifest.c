@@ -1,5 +1,5 @@
-/* The binary manifest. The check at its end would keep a fuzzer out, so it is made to fit here: inputs are
- * manifests without it. What is accepted must be the one encoding of what it says. */
+/* The binary manifest. The check at its end would keep a fuzzer out, so it is made to fit here:
+ * inputs are manifests without it. What is accepted must be the one encoding of what it says. */
 #include "model/manifest.h"
 
 #include <stdint.h>

@@ -1,6 +1,7 @@
-/* What a hostile seed may say to a reader of `map`, with real descriptors among it: the first byte says how many
- * of which kind come with the first bytes, the second how the rest is cut into pieces. Whatever comes, nothing is
- * left open, and a grant that is taken covers its stream. */
+/* What a hostile seed may say to a reader of `map`, with real descriptors among it: the first
+ * byte says how many of which kind come with the first bytes, the second how the rest is cut
+ * into pieces. Whatever comes, nothing is left open, and a grant that is taken covers its
+ * stream. */
 #include "transport/map/intake.h"
 
 #include <fcntl.h>

@@ -1,4 +1,5 @@
-/* Reads paths of safetensors files, one per line, and answers each with one line on standard output:
+/* Reads paths of safetensors files, one per line, and answers each with one line on standard
+ * output:
  *
  *   ok NAME:DTYPE:SHAPE:OFFSET:BYTES ...   NAME in hexadecimal, SHAPE as 2,3 or empty, by offset
  *   refused: REASON

@@ -1,4 +1,5 @@
-/* The native protocol's codec: what survives it, what it refuses, and that its bytes never change. */
+/* The native protocol's codec: what survives it, what it refuses, and that its bytes never
+ * change. */
 #include "util/bytes.h"
 #include "util/golden.h"
 #include "wire/chunk.h"

@@ -39,10 +39,36 @@ static void every_length_is_copied_exactly(void **state)
     free(dst);
 }
 
+/* Copies this large bypass the caches, from wherever to wherever. */
+static void large_copies_are_exact_at_any_alignment(void **state)
+{
+    (void)state;
+    enum { BYTES = (64 << 20) + 12345, SLACK = 64 };
+    static const size_t offsets[][2] = {{0, 0}, {1, 0}, {0, 7}, {63, 33}};
+    uint8_t *src = malloc(BYTES + SLACK);
+    uint8_t *dst = malloc(BYTES + SLACK);
+
+    assert_true(src != NULL && dst != NULL);
+    for (size_t i = 0; i < BYTES + SLACK; i++)
+        src[i] = (uint8_t)(i * 2654435761u >> 11);
+    for (size_t i = 0; i < sizeof offsets / sizeof offsets[0]; i++) {
+        memset(dst, 0x5a, BYTES + SLACK);
+        memory_copy(dst + offsets[i][0], src + offsets[i][1], BYTES, i % 2 ? 3 : 1);
+        assert_true(memcmp(dst + offsets[i][0], src + offsets[i][1], BYTES) == 0);
+        for (size_t at = 0; at < offsets[i][0]; at++)
+            assert_int_equal(dst[at], 0x5a);
+        for (size_t at = offsets[i][0] + BYTES; at < BYTES + SLACK; at++)
+            assert_int_equal(dst[at], 0x5a);
+    }
+    free(src);
+    free(dst);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_length_is_copied_exactly),
+        cmocka_unit_test(large_copies_are_exact_at_any_alignment),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* The spec is strict, the benign mix changes nothing, and each destructive kind does what it is named for. */
+/* The spec is strict, the benign mix changes nothing, and each destructive kind does what it is
+ * named for. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "transport/fault/spec.h"

@@ -164,8 +164,8 @@ static int compare_names(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* Names of a few letters over a small alphabet have long common beginnings, prefixes of each other, and
- * duplicates; lengths go over several words. */
+/* Names of a few letters over a small alphabet have long common beginnings, prefixes of each
+ * other, and duplicates; lengths go over several words. */
 static void names_are_sorted_as_strcmp_would(void **state)
 {
     (void)state;

@@ -1,5 +1,5 @@
-/* What `map` promises beyond what every transport does: the same pages, read-only for good, for the same user
- * alone. */
+/* What `map` promises beyond what every transport does: the same pages, read-only for good, for
+ * the same user alone. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "util/rig.h"
@@ -707,9 +707,9 @@ static void a_silent_session_is_closed_and_comes_back(void **state)
 
     (void)state;
     layout_free(&mapping.layout);
-    be_silent(
-        &fixture
-             ->endpoint); /* came later, so that `late` is closed by now; `early` holds pages and is not */
+    be_silent(&fixture
+                   /* came later, so that `late` is closed by now; `early` holds pages and is not */
+                   ->endpoint);
     assert_true(rig_wait_leases(&fixture->rig, 1));
     mapping = map_rank(late, 0, 4096);
     layout_free(&mapping.layout);

@@ -1,5 +1,5 @@
-/* `map` against peers that break every rule: a seed made by hand for the reader, readers made by hand for the
- * seed. */
+/* `map` against peers that break every rule: a seed made by hand for the reader, readers made by
+ * hand for the seed. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "util/rig.h"
@@ -211,8 +211,9 @@ static struct transport_session *open_hostile(const struct endpoint *endpoint, u
     return session;
 }
 
-/* What mapping from a seed that says so comes to: the code, an error that contains `text`, no descriptor left
- * behind, and a session that is dead unless the seed merely refused. Takes the script over. */
+/* What mapping from a seed that says so comes to: the code, an error that contains `text`, no
+ * descriptor left behind, and a session that is dead unless the seed merely refused. Takes the
+ * script over. */
 static void expect_within(struct script *script, uint64_t timeout_ms, enum rf_code code,
                           const char *text, bool dead)
 {

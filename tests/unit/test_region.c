@@ -1,4 +1,5 @@
-/* Regions: what each kind gives, what sealing promises, and files that change while being served. */
+/* Regions: what each kind gives, what sealing promises, and files that change while being
+ * served. */
 #include "base/cleanup.h"
 #include "base/thread.h"
 #include "memory/region.h"

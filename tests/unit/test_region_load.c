@@ -1,4 +1,5 @@
-/* Loading: every byte where it belongs, whatever the offsets, and errors that say what is missing. */
+/* Loading: every byte where it belongs, whatever the offsets, and errors that say what is
+ * missing. */
 #include "base/cleanup.h"
 #include "memory/region.h"
 #include "util/bytes.h"

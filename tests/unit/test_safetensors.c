@@ -11,8 +11,8 @@
 
 #include <cmocka.h>
 
-/* Parses json as the header of a file with data_bytes bytes of data. The text is copied to memory of
- * exactly its size, so that a sanitizer sees every read beyond it. */
+/* Parses json as the header of a file with data_bytes bytes of data. The text is copied to
+ * memory of exactly its size, so that a sanitizer sees every read beyond it. */
 static enum rf_code parse_bytes(const void *json, size_t bytes, uint64_t data_bytes,
                                 struct st_header *ret_header, struct rf_error *err)
 {
@@ -188,7 +188,8 @@ static void sixty_thousand_tensors_are_read(void **state)
     st_header_free(&header);
 }
 
-/* What serde makes of JSON that no writer writes; each was tried with the safetensors package 0.8.0. */
+/* What serde makes of JSON that no writer writes; each was tried with the safetensors package
+ * 0.8.0. */
 static void what_the_reference_accepts_is_accepted(void **state)
 {
     (void)state;
@@ -443,8 +444,8 @@ static void sizes_that_do_not_fit_are_refused(void **state)
     refuse_all(refusals, sizeof(refusals) / sizeof(refusals[0]));
 }
 
-/* The reference adds in 64 bits that wrap; a sum that came round to the file's size would name memory
- * beyond it. */
+/* The reference adds in 64 bits that wrap; a sum that came round to the file's size would name
+ * memory beyond it. */
 static void offsets_near_2_to_64_are_refused(void **state)
 {
     (void)state;

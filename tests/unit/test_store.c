@@ -16,8 +16,8 @@
 
 enum { LEAF = MANIFEST_LEAF_BYTES, HEADER_BYTES = 200, SIDE_BYTES = 777, FILES = 2 };
 
-/* A model of two weight files, whose tensors lie there in another order than in the stream, and a side
- * file; its images are what the files on disk hold. */
+/* A model of two weight files, whose tensors lie there in another order than in the stream, and
+ * a side file; its images are what the files on disk hold. */
 struct world {
     uint8_t *images[FILES];
     uint64_t image_bytes[FILES];

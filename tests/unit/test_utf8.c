@@ -61,8 +61,8 @@ static void cut_short_is_refused(void **state)
     }
 }
 
-/* All sequences of two bytes, and all of four whose tail is the least or the greatest: what is taken
- * must be what encoding the result gives. */
+/* All sequences of two bytes, and all of four whose tail is the least or the greatest: what is
+ * taken must be what encoding the result gives. */
 static void nothing_is_decoded_that_encodes_to_something_else(void **state)
 {
     (void)state;

@@ -5,8 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Fails the running test unless the file holds exactly these bytes; shows where they part.
- * With RFORK_GOLDEN_WRITE set in the environment the file is written instead: for a new version of a
+/* Fails the running test unless the file holds exactly these bytes; shows where they part. With
+ * RFORK_GOLDEN_WRITE set in the environment the file is written instead: for a new version of a
  * format, never to make a test pass. */
 void golden_check(const char *name, const void *data, size_t bytes);
 

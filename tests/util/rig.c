@@ -94,7 +94,8 @@ static void rig_begin(struct rig *rig)
     must(rand_bytes(rig->token, sizeof rig->token, &err), &err);
 }
 
-/* Deals the stream out to the regions in pieces of odd sizes, so that neighbours in the stream are none in memory. */
+/* Deals the stream out to the regions in pieces of odd sizes, so that neighbours in the stream
+ * are none in memory. */
 static void rig_scatter(struct rig_rank *rank, struct rand_seq *rand, struct region **regions,
                         unsigned count)
 {

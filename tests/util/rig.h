@@ -1,5 +1,5 @@
-/* A seed without a seed: an exporter over generated memory, a reader's sink, and a read from beginning to end, for
- * tests and measurements of one transport. */
+/* A seed without a seed: an exporter over generated memory, a reader's sink, and a read from
+ * beginning to end, for tests and measurements of one transport. */
 #ifndef TESTS_UTIL_RIG_H
 #define TESTS_UTIL_RIG_H
 
@@ -27,8 +27,8 @@ struct rig {
     uint64_t accounted_bytes RF_GUARDED_BY(lock);
 };
 
-/* ranks x stream_bytes of pseudo-random content, each rank scattered over `regions` sealed memfds. Aborts on
- * failure. */
+/* ranks x stream_bytes of pseudo-random content, each rank scattered over `regions` sealed
+ * memfds. Aborts on failure. */
 void rig_init(struct rig *rig, uint32_t ranks, uint64_t stream_bytes, unsigned regions);
 /* The same with layouts of the caller's, taken over; bytes stays NULL. */
 void rig_init_layout(struct rig *rig, struct layout *layout);

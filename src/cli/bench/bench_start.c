@@ -334,13 +334,14 @@ static enum rf_code fork_memory(struct bench *bench, const char *url,
 {
     char out[300];
     char url_text[BENCH_TEXT_BYTES];
+    char dash_o[] = "-o";
     char *words[] = {(char[]){"rfork"},
                      (char[]){"fork"},
                      (char[]){"--transport"},
                      (char[]){"tcp"},
                      (char[]){"--json"},
                      url_text,
-                     to_folder ? (char[]){"-o"} : NULL,
+                     NULL,
                      out,
                      NULL};
     struct bench_result *result =
@@ -348,6 +349,8 @@ static enum rf_code fork_memory(struct bench *bench, const char *url,
     struct program program;
     struct rusage usage = {.ru_maxrss = 0};
 
+    if (to_folder)
+        words[6] = dash_o;
     snprintf(url_text, sizeof(url_text), "%s", url);
     snprintf(out, sizeof(out), "%s/out", model->folder);
     enum rf_code code = program_start(words, &program, err);

@@ -1,6 +1,7 @@
-/* Wraps another transport on the reader's side and misbehaves, from a seeded generator, as spec.h says. What it
- * does to a read it does to the wrapped transport's answer: a delay before, smaller places to put bytes, other
- * bytes in them, an end that comes too early. The wrapped transport notices nothing. */
+/* Wraps another transport on the reader's side and misbehaves, from a seeded generator, as
+ * spec.h says. What it does to a read it does to the wrapped transport's answer: a delay before,
+ * smaller places to put bytes, other bytes in them, an end that comes too early. The wrapped
+ * transport notices nothing. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/rand.h"
@@ -184,8 +185,8 @@ static struct read *read_end(struct fault_read *read, enum rf_code code, const s
     return outer;
 }
 
-/* Replaces the ranges of a read by as many bytes of another place. Knowing nothing of the stream's end, it goes
- * towards its beginning, or turns the bytes of a range at 0 by one. */
+/* Replaces the ranges of a read by as many bytes of another place. Knowing nothing of the
+ * stream's end, it goes towards its beginning, or turns the bytes of a range at 0 by one. */
 static enum rf_code read_lie(struct fault_read *read, struct rf_error *err)
 {
     struct read *inner = &read->inner;
@@ -267,8 +268,8 @@ static void session_delay(struct transport_session *session, uint64_t deadline_n
     (void)session_idle(session, earlier(deadline_ns, clock_deadline_ns(delay_ms)));
 }
 
-/* What a peer does that stopped in the middle: nothing, until the session has had enough of it. RF_OK: it does not
- * stall, or died of it. */
+/* What a peer does that stopped in the middle: nothing, until the session has had enough of it.
+ * RF_OK: it does not stall, or died of it. */
 static enum rf_code session_stall(struct transport_session *session, uint64_t deadline_ns,
                                   struct rf_error *err)
 {
@@ -495,8 +496,8 @@ static void fault_seed_stop(struct transport_seed *seed)
 
 extern const struct transport transport_fault;
 
-/* It maps nothing even if the wrapped transport could: what is mapped cannot be made to misbehave, so that such a
- * fork is made by reads. */
+/* It maps nothing even if the wrapped transport could: what is mapped cannot be made to
+ * misbehave, so that such a fork is made by reads. */
 const struct transport transport_fault = {
     .name = "fault",
     .summary = "wraps another transport and misbehaves, for tests: fault:SEED[,kind=...]:NAME",

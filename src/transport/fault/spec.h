@@ -1,11 +1,12 @@
-/* How misbehaviour is asked for: "fault:SEED[,KEY=VALUE]...:NAME", in the place of a transport's name.
+/* How misbehaviour is asked for: "fault:SEED[,KEY=VALUE]...:NAME", in the place of a transport's
+ * name.
  *
- *   SEED         number the faults are drawn from; the same one makes the same decisions
- *   kind=A+B     what to do (below); without it delay+short, which break no promise
- *   after=BYTES  the destructive kinds begin once so many bytes have arrived in the session; default 0
- *   odds=N       the destructive kinds strike once in N chances on average; default 1: each time
- *   times=N      refuse, corrupt and lie strike at most N times in a session; default: no limit
- *   NAME         the transport that is wrapped, as in transport_find() */
+ * SEED         number the faults are drawn from; the same one makes the same decisions kind=A+B
+ *   what to do (below); without it delay+short, which break no promise after=BYTES  the
+ *   destructive kinds begin once so many bytes have arrived in the session; default 0 odds=N
+ *   the destructive kinds strike once in N chances on average; default 1: each time times=N
+ *   refuse, corrupt and lie strike at most N times in a session; default: no limit NAME
+ *   the transport that is wrapped, as in transport_find() */
 #ifndef TRANSPORT_FAULT_SPEC_H
 #define TRANSPORT_FAULT_SPEC_H
 
@@ -36,8 +37,8 @@ struct fault_spec {
     char inner[TRANSPORT_NAME_BYTES];
 };
 
-/* Strict: no key twice, no blanks, no empty value, NAME not another fault. RF_E_INVAL says what is wrong and what
- * could be there. text need not come from a friend. */
+/* Strict: no key twice, no blanks, no empty value, NAME not another fault. RF_E_INVAL says what
+ * is wrong and what could be there. text need not come from a friend. */
 enum rf_code fault_spec_parse(const char *text, struct fault_spec *ret_spec, struct rf_error *err);
 
 #endif

@@ -22,7 +22,8 @@ enum rf_code map_address_parse(const char *text, struct map_address *ret_address
                        "%s: %zu bytes, a Unix socket's name may have %zu: use a shorter path", text,
                        length, sizeof address.un.sun_path - 1);
     memcpy(address.un.sun_path, text, length);
-    /* A path is passed with its NUL; an abstract name is exactly as long as it says, its '@' standing for a NUL. */
+    /* A path is passed with its NUL; an abstract name is exactly as long as it says, its '@'
+     * standing for a NUL. */
     address.bytes =
         (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (abstract ? 0 : 1));
     if (abstract)

@@ -7,8 +7,8 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-/* Every abstract name of ours begins so. A reader connects to no other: an endpoint comes from a peer, and must not
- * be able to send a reader to the sockets of other programs' abstract names. */
+/* Every abstract name of ours begins so. A reader connects to no other: an endpoint comes from a
+ * peer, and must not be able to send a reader to the sockets of other programs' abstract names. */
 #define MAP_ABSTRACT_PREFIX "@rfork-"
 
 struct map_address {
@@ -23,8 +23,9 @@ enum rf_code map_address_parse(const char *text, struct map_address *ret_address
 /* Tries to connect without waiting. 0: somebody listens there; otherwise errno of connect(). */
 int map_address_knock(const struct map_address *address);
 
-/* Whether the process at the other end of a connected socket is one whose word we take: our own effective uid, or
- * root. root_trusts_all: and if we are root, anybody. RF_E_DENIED naming both uids. */
+/* Whether the process at the other end of a connected socket is one whose word we take: our own
+ * effective uid, or root. root_trusts_all: and if we are root, anybody. RF_E_DENIED naming both
+ * uids. */
 enum rf_code map_peer_check(int fd, bool root_trusts_all, struct rf_error *err);
 
 #endif

@@ -138,7 +138,8 @@ static enum rf_code segment_take(struct map_intake *intake, const uint8_t *raw,
                       segment.fd_offset, err);
 }
 
-/* Segments may come in any order; that they cover the stream once, without hole, layout_finish() finds out. */
+/* Segments may come in any order; that they cover the stream once, without hole, layout_finish()
+ * finds out. */
 static enum rf_code segments_take(struct map_intake *intake, struct rf_error *err)
 {
     uint32_t count = (uint32_t)(intake->have / MAP_SEGMENT_BYTES);

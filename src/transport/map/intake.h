@@ -1,5 +1,6 @@
-/* The reader's half of one exchange as a state machine without sockets: what a seed sends goes in, bytes and
- * descriptors, and a layout over read-only regions comes out. Everything that goes in is untrusted. */
+/* The reader's half of one exchange as a state machine without sockets: what a seed sends goes
+ * in, bytes and descriptors, and a layout over read-only regions comes out. Everything that goes
+ * in is untrusted. */
 #ifndef TRANSPORT_MAP_INTAKE_H
 #define TRANSPORT_MAP_INTAKE_H
 
@@ -36,12 +37,13 @@ void map_intake_destroy(struct map_intake *intake);
 /* Where the next bytes belong: never one beyond the end of the answer. NULL when it is done. */
 uint8_t *map_intake_where(struct map_intake *intake, size_t *ret_bytes);
 
-/* So many bytes have been put there, and came with these descriptors, which are taken over in every case. RF_E_PROTO,
- * RF_E_NOMEM, RF_E_SYS: the exchange is over. */
+/* So many bytes have been put there, and came with these descriptors, which are taken over in
+ * every case. RF_E_PROTO, RF_E_NOMEM, RF_E_SYS: the exchange is over. */
 enum rf_code map_intake_took(struct map_intake *intake, size_t bytes, const int *fds,
                              uint32_t fd_count, struct rf_error *err);
 
-/* Whether all of it is there: then `refused` says how it went, and if RF_OK, `layout` is finished. */
+/* Whether all of it is there: then `refused` says how it went, and if RF_OK, `layout` is
+ * finished. */
 bool map_intake_done(const struct map_intake *intake);
 
 #endif

@@ -17,9 +17,9 @@ static void lock_path(const char *path, char out[300])
     snprintf(out, 300, "%s.lock", path);
 }
 
-/* Takes PATH.lock for as long as this process listens on PATH. Whether a socket file is stale can be asked, but
- * between the answer and its removal another seed may have put a live one there; the lock leaves no such gap, and
- * the kernel drops it when its holder dies. */
+/* Takes PATH.lock for as long as this process listens on PATH. Whether a socket file is stale
+ * can be asked, but between the answer and its removal another seed may have put a live one
+ * there; the lock leaves no such gap, and the kernel drops it when its holder dies. */
 static enum rf_code lock_take(const char *path, int *ret_fd, struct rf_error *err)
 {
     char name[300];
@@ -37,7 +37,8 @@ static enum rf_code lock_take(const char *path, int *ret_fd, struct rf_error *er
                        : rf_fail_sys(err, "flock %s", name);
         if (fstat(fd, &held) != 0)
             return rf_fail_sys(err, "fstat %s", name);
-        /* Its last holder may have removed it between our open() and flock(): then we locked a name that is gone. */
+        /* Its last holder may have removed it between our open() and flock(): then we locked a
+         * name that is gone. */
         if (stat(name, &there) == 0 && there.st_ino == held.st_ino && there.st_dev == held.st_dev) {
             *ret_fd = rf_take(fd, -1);
             return RF_OK;
@@ -126,8 +127,8 @@ enum rf_code map_listen(const char *path, struct map_listener *ret_listener, str
         code = rf_fail_sys(err, "Unix socket");
         goto fail;
     }
-    /* bind() makes the file with the mode of the socket itself: so it is never open to others, not even for a
-     * moment. */
+    /* bind() makes the file with the mode of the socket itself: so it is never open to others,
+     * not even for a moment. */
     if ((!bare && fchmod(listener.fd, 0600) != 0) ||
         bind(listener.fd, (const struct sockaddr *)&address.un, address.bytes) != 0 ||
         (!bare && lstat(listener.name, &st) != 0) || listen(listener.fd, SOMAXCONN) != 0) {

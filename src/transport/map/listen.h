@@ -14,8 +14,9 @@ struct map_listener {
     ino_t ino;
 };
 
-/* path NULL: an abstract name nobody can guess. Otherwise a socket file of mode 0600; one that a dead process left is
- * replaced. RF_E_INVAL: not a socket, in use, too long. RF_E_SYS, RF_E_DENIED from the system. */
+/* path NULL: an abstract name nobody can guess. Otherwise a socket file of mode 0600; one that a
+ * dead process left is replaced. RF_E_INVAL: not a socket, in use, too long. RF_E_SYS,
+ * RF_E_DENIED from the system. */
 enum rf_code map_listen(const char *path, struct map_listener *ret_listener, struct rf_error *err);
 
 /* Closes, and removes the socket file if it is still ours. */

@@ -1,6 +1,6 @@
-/* The seed's half: one thread waits on all readers. A grant is made once per rank, so answering is a send. A
- * reader stays connected for as long as it holds the pages, which is how the seed knows its readers; nothing of
- * theirs can make the thread wait. */
+/* The seed's half: one thread waits on all readers. A grant is made once per rank, so answering
+ * is a send. A reader stays connected for as long as it holds the pages, which is how the seed
+ * knows its readers; nothing of theirs can make the thread wait. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -118,7 +118,8 @@ static void reader_close(struct transport_seed *seed, struct reader *reader)
     free(reader);
 }
 
-/* Sends why not. It fits a socket buffer that is not full of grants nobody reads; whoever lets it fill gets none. */
+/* Sends why not. It fits a socket buffer that is not full of grants nobody reads; whoever lets
+ * it fill gets none. */
 static bool refuse(int fd, enum rf_code code, const struct rf_error *why)
 {
     uint8_t raw[MAP_GRANT_BYTES + CHUNK_MAX_ERROR_BYTES];
@@ -180,8 +181,8 @@ static bool reader_listen_for(struct transport_seed *seed, struct reader *reader
     return epoll_ctl(seed->epoll_fd, EPOLL_CTL_MOD, reader->fd, &event) == 0;
 }
 
-/* Answers a complete hello: false when the connection is of no further use. A reader that was let in keeps it when it
- * is refused a rank. */
+/* Answers a complete hello: false when the connection is of no further use. A reader that was
+ * let in keeps it when it is refused a rank. */
 static bool reader_answer(struct transport_seed *seed, struct reader *reader)
 {
     struct map_hello hello;
@@ -245,8 +246,8 @@ static ssize_t share_send(const struct reader *reader)
     return sendmsg(reader->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
-/* Readers that take no grants off their sockets hold descriptors in flight, of which the kernel allows each user
- * as many as it may have open (ETOOMANYREFS). */
+/* Readers that take no grants off their sockets hold descriptors in flight, of which the kernel
+ * allows each user as many as it may have open (ETOOMANYREFS). */
 static bool share_failed(struct transport_seed *seed, struct reader *reader, int why)
 {
     struct rf_error err = {0};
@@ -304,7 +305,8 @@ static bool reader_add(struct transport_seed *seed, int fd)
     return true;
 }
 
-/* Takes fd over. Strangers are told so at once and never count, so that they cannot keep readers out. */
+/* Takes fd over. Strangers are told so at once and never count, so that they cannot keep readers
+ * out. */
 static void reader_accept(struct transport_seed *seed, int fd)
 {
     struct rf_error err = {0};
@@ -375,8 +377,8 @@ static int seed_timeout_ms(const struct transport_seed *seed)
     return until_ns == UINT64_MAX ? -1 : clock_left_ms(until_ns);
 }
 
-/* Closes waiting readers: those whose deadline is not after `until_ns`; if asked so, only those a grant is on its
- * way to. */
+/* Closes waiting readers: those whose deadline is not after `until_ns`; if asked so, only those
+ * a grant is on its way to. */
 static void waiting_close(struct transport_seed *seed, uint64_t until_ns, bool sending_only)
 {
     struct reader *next = NULL;

@@ -1,6 +1,6 @@
-/* The reader's half. A session has one connection; for each rank that is asked for it makes one exchange
- * (intake.h) and keeps the mapped layout, out of which it then copies. Everything waits in session_wait(), nowhere
- * else. */
+/* The reader's half. A session has one connection; for each rank that is asked for it makes one
+ * exchange (intake.h) and keeps the mapped layout, out of which it then copies. Everything waits
+ * in session_wait(), nowhere else. */
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "transport/map/address.h"
@@ -61,7 +61,8 @@ static bool cancelled(const struct transport_session *session)
            atomic_load_explicit(session->options.cancel, memory_order_acquire);
 }
 
-/* Waits for the connection: RF_OK when there may be something to do, RF_E_TIMEOUT, RF_E_CANCELLED. */
+/* Waits for the connection: RF_OK when there may be something to do, RF_E_TIMEOUT,
+ * RF_E_CANCELLED. */
 static enum rf_code session_wait(const struct transport_session *session, short events,
                                  uint64_t deadline_ns)
 {
@@ -108,8 +109,8 @@ static enum rf_code connect_failed(const char *name, int why, struct rf_error *e
     return rf_fail(err, RF_E_UNREACHABLE, "map: connect to %s: %s", name, strerror(why));
 }
 
-/* A Unix socket whose owner is slow in accepting has no event that poll() could wait for; a blocking connect()
- * has, and takes its limit from SO_SNDTIMEO. */
+/* A Unix socket whose owner is slow in accepting has no event that poll() could wait for; a
+ * blocking connect() has, and takes its limit from SO_SNDTIMEO. */
 static enum rf_code connect_until(struct transport_session *session, int fd, uint64_t deadline_ns,
                                   struct rf_error *err)
 {
@@ -173,8 +174,9 @@ static enum rf_code exchange_begin(struct transport_session *session, uint32_t r
     return RF_OK;
 }
 
-/* The connection ended before the answer did. If not a byte of it came, the seed may just have closed a connection
- * that had been silent for longer than it waits, so that it is worth one more. */
+/* The connection ended before the answer did. If not a byte of it came, the seed may just have
+ * closed a connection that had been silent for longer than it waits, so that it is worth one
+ * more. */
 static enum rf_code exchange_lost(struct transport_session *session, int why, struct rf_error *err)
 {
     if (session->intake->begun || session->retried)
@@ -203,7 +205,8 @@ static enum rf_code exchange_send(struct transport_session *session, struct rf_e
     return RF_OK;
 }
 
-/* Takes the descriptors out of a message: room for exactly as many as are allowed, the kernel drops the others. */
+/* Takes the descriptors out of a message: room for exactly as many as are allowed, the kernel
+ * drops the others. */
 static uint32_t message_fds(struct msghdr *msg, int fds[MAP_MAX_FDS])
 {
     uint32_t count = 0;
@@ -249,7 +252,8 @@ static enum rf_code exchange_receive(struct transport_session *session, struct r
                    count);
 }
 
-/* One send or receive, after waiting for it. RF_E_TIMEOUT with the session alive: the caller's time is over. */
+/* One send or receive, after waiting for it. RF_E_TIMEOUT with the session alive: the caller's
+ * time is over. */
 static enum rf_code exchange_step(struct transport_session *session, uint64_t deadline_ns,
                                   struct rf_error *err)
 {
@@ -307,8 +311,8 @@ static enum rf_code exchange_end(struct transport_session *session, struct rf_er
     return code;
 }
 
-/* The layout of a rank, asked for if need be. RF_E_TIMEOUT with the session alive: goes on with the next call. Other
- * codes with the session alive: the seed refused this rank. */
+/* The layout of a rank, asked for if need be. RF_E_TIMEOUT with the session alive: goes on with
+ * the next call. Other codes with the session alive: the seed refused this rank. */
 static enum rf_code session_grant(struct transport_session *session, uint32_t rank,
                                   uint64_t deadline_ns, const struct layout **ret_layout,
                                   struct rf_error *err)
@@ -329,7 +333,8 @@ static enum rf_code session_grant(struct transport_session *session, uint32_t ra
         if (code != RF_OK)
             return code;
         code = exchange_end(session, err);
-        /* One for another rank, under way since a read's deadline passed, is of no concern to this caller. */
+        /* One for another rank, under way since a read's deadline passed, is of no concern to
+         * this caller. */
         if (code != RF_OK && asked == rank)
             return code;
         code = RF_OK;
@@ -394,8 +399,8 @@ static enum rf_code copy_piece(struct transport_session *session, struct sink *s
     return sink->took(sink, bytes, err);
 }
 
-/* Whether the seed still holds its end. The pages would stay even if it did not; but a seed that stops, or lets a
- * reader go, means it, and a session must not go on as if nothing had happened. */
+/* Whether the seed still holds its end. The pages would stay even if it did not; but a seed that
+ * stops, or lets a reader go, means it, and a session must not go on as if nothing had happened. */
 static enum rf_code session_check_peer(struct transport_session *session, struct rf_error *err)
 {
     uint8_t byte = 0;
@@ -431,8 +436,8 @@ static enum rf_code copy_begin(struct transport_session *session, const struct l
     return RF_OK;
 }
 
-/* Works on the first read. RF_AGAIN: there is more to do; RF_E_TIMEOUT with the session alive: time is over;
- * otherwise how the read ended. */
+/* Works on the first read. RF_AGAIN: there is more to do; RF_E_TIMEOUT with the session alive:
+ * time is over; otherwise how the read ended. */
 static enum rf_code read_step(struct transport_session *session, uint64_t deadline_ns,
                               struct rf_error *err)
 {

@@ -34,8 +34,8 @@ static enum rf_code region_shareable(const struct region *region, uint32_t rank,
     return RF_OK;
 }
 
-/* A read-only descriptor of a region's memory. The seal forbids everybody to write; the open mode says so too, and
- * makes a reader's mmap(PROT_WRITE) fail before the seal is even asked. */
+/* A read-only descriptor of a region's memory. The seal forbids everybody to write; the open
+ * mode says so too, and makes a reader's mmap(PROT_WRITE) fail before the seal is even asked. */
 static enum rf_code region_open(const struct region *region, int *ret_fd, struct rf_error *err)
 {
     char path[64];
@@ -140,7 +140,8 @@ static enum rf_code share_make(struct map_shares *shares, const struct layout *l
                      raw);
     buf_append(&share->table, raw, MAP_GRANT_BYTES);
     for (uint32_t i = 0; i < share->fd_count; i++) {
-        /* The descriptor's own size, which the reader compares: huge pages may have rounded it up. */
+        /* The descriptor's own size, which the reader compares: huge pages may have rounded it
+         * up. */
         struct stat st;
         if (fstat(share->fds[i], &st) != 0)
             return rf_fail_sys(err, "fstat of shared memory");

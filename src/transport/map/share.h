@@ -1,5 +1,5 @@
-/* What a seed grants: for each rank read-only descriptors of its sealed memory, and the table that says where in
- * them the stream lies, encoded once. Immutable afterwards. */
+/* What a seed grants: for each rank read-only descriptors of its sealed memory, and the table
+ * that says where in them the stream lies, encoded once. Immutable afterwards. */
 #ifndef TRANSPORT_MAP_SHARE_H
 #define TRANSPORT_MAP_SHARE_H
 
@@ -25,8 +25,8 @@ struct map_shares {
     uint32_t open_count;
 };
 
-/* Looks at every rank of the exporter. RF_E_UNSUPPORTED: a region that is not shared memory, or is not sealed yet;
- * more regions than one message carries. */
+/* Looks at every rank of the exporter. RF_E_UNSUPPORTED: a region that is not shared memory, or
+ * is not sealed yet; more regions than one message carries. */
 enum rf_code map_shares_make(const struct exporter *exporter, struct map_shares *ret_shares,
                              struct rf_error *err);
 void map_shares_free(struct map_shares *shares);
