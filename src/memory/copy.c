@@ -2,14 +2,49 @@
 #include "memory/region.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
 
-enum { COPY_PIECE_BYTES = 4 * 1024 * 1024, COPY_MAX_THREADS = 8 };
+enum { COPY_PIECE_BYTES = 4 * 1024 * 1024, COPY_MAX_THREADS = 16 };
+/* From here on nothing of the copy stays in a cache until somebody reads it. */
+enum { COPY_STREAM_BYTES = 64 * 1024 * 1024 };
 
 struct copy {
     uint8_t *dst;
     const uint8_t *src;
     uint64_t bytes;
 };
+
+/* Writes past the caches. memcpy() does so too, but only for one call of about the size of the last
+ * cache, which a thread's piece is not. 2 GiB on a Xeon with 300 MiB of it, GB/s, at 1, 4, 8 and 16
+ * threads: pieces of any size up to 64 MiB by memcpy() 7.4, 24, 40, 52; like this 9.7, 34, 51, 73. */
+static void copy_streaming(uint8_t *dst, const uint8_t *src, size_t bytes)
+{
+#if defined(__x86_64__)
+    size_t head = (size_t)(-(uintptr_t)dst % 64);
+
+    head = head < bytes ? head : bytes;
+    memcpy(dst, src, head);
+    dst += head;
+    src += head;
+    bytes -= head;
+    for (; bytes >= 64; bytes -= 64) {
+        __m128i a = _mm_loadu_si128((const __m128i *)(const void *)src);
+        __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(src + 16));
+        __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(src + 32));
+        __m128i d = _mm_loadu_si128((const __m128i *)(const void *)(src + 48));
+        _mm_stream_si128((__m128i *)(void *)dst, a);
+        _mm_stream_si128((__m128i *)(void *)(dst + 16), b);
+        _mm_stream_si128((__m128i *)(void *)(dst + 32), c);
+        _mm_stream_si128((__m128i *)(void *)(dst + 48), d);
+        dst += 64;
+        src += 64;
+    }
+    _mm_sfence(); /* what was streamed is ordered before what tells others that it is there */
+#endif
+    memcpy(dst, src, bytes);
+}
 
 static enum rf_code copy_piece(void *ctx, uint64_t item, struct rf_error *err)
 {
@@ -19,7 +54,10 @@ static enum rf_code copy_piece(void *ctx, uint64_t item, struct rf_error *err)
 
     (void)err;
     bytes = bytes < COPY_PIECE_BYTES ? bytes : COPY_PIECE_BYTES;
-    memcpy(copy->dst + from, copy->src + from, (size_t)bytes);
+    if (copy->bytes >= COPY_STREAM_BYTES)
+        copy_streaming(copy->dst + from, copy->src + from, (size_t)bytes);
+    else
+        memcpy(copy->dst + from, copy->src + from, (size_t)bytes);
     return RF_OK;
 }
 
