@@ -802,7 +802,8 @@ static void nonsense_where_a_manifest_should_be(void **state)
     digest_table_destroy(table);
 }
 
-#define ZEROS "0000000000000000000000000000000000000000000000000000000000000000"
+#define ZEROS_63 "000000000000000000000000000000000000000000000000000000000000000"
+#define ZEROS    ZEROS_63 "0"
 
 static void leases_are_checked(void **state)
 {
@@ -812,7 +813,7 @@ static void leases_are_checked(void **state)
     } cases[] = {
         {"{\"token\":\"00\",\"ttl_ms\":1,\"manifest_id\":\"m\",\"endpoints\":[]}", "64 hex digits"},
         {"{\"ttl_ms\":1,\"manifest_id\":\"m\",\"endpoints\":[]}", "\"token\" is missing"},
-        {"{\"token\":\"" ZEROS "g\",\"ttl_ms\":1,"
+        {"{\"token\":\"" ZEROS_63 "g\",\"ttl_ms\":1,"
          "\"manifest_id\":\"m\",\"endpoints\":[]}",
          "64 hex digits"},
         {"{\"token\":\"" ZEROS "\",\"ttl_ms\":-1,"
