@@ -310,7 +310,7 @@ static const char *kind_name(enum difference_kind kind)
     static const char *const names[] = {
         [DIFF_MISSING] = "missing", [DIFF_EXTRA] = "extra",       [DIFF_DTYPE] = "dtype",
         [DIFF_SHAPE] = "shape",     [DIFF_SLICE] = "slice",       [DIFF_ALIAS] = "alias",
-        [DIFF_CONTENT] = "content", [DIFF_IDENTITY] = "identity",
+        [DIFF_PARTS] = "parts",     [DIFF_CONTENT] = "content",   [DIFF_IDENTITY] = "identity",
     };
 
     return (unsigned)kind < sizeof(names) / sizeof(names[0]) ? names[kind] : "?";

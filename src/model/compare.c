@@ -28,6 +28,31 @@ static bool targets_equal(const struct tensor *a, const struct tensor *b)
     return tensor_name_compare(a, b) == 0;
 }
 
+/* Sources are numbered in each manifest: equal ones have equal names. */
+static bool part_equal(const struct manifest_rank *of_a, const struct part *a,
+                       const struct manifest_rank *of_b, const struct part *b)
+{
+    if (a->axis != b->axis || a->start != b->start || a->count != b->count)
+        return false;
+    if (a->source == MANIFEST_NONE || b->source == MANIFEST_NONE)
+        return a->source == b->source;
+    return (of_a->sources == of_b->sources && a->source == b->source) ||
+           strcmp(of_a->sources[a->source].name, of_b->sources[b->source].name) == 0;
+}
+
+/* A side that does not say what a tensor is made of leaves it at shape and slice. */
+static bool parts_equal(const struct manifest_rank *of_a, const struct tensor *a,
+                        const struct manifest_rank *of_b, const struct tensor *b)
+{
+    if (a->part_count == 0 || b->part_count == 0)
+        return true;
+    for (uint32_t i = 0; i < a->part_count && i < b->part_count; i++) {
+        if (!part_equal(of_a, &a->parts[i], of_b, &b->parts[i]))
+            return false;
+    }
+    return a->part_count == b->part_count;
+}
+
 struct report {
     difference_fn fn;
     void *ctx;
@@ -68,10 +93,16 @@ static void compare_pair(struct report *to, const struct manifest_rank *rank_a,
         difference.kind = DIFF_SHAPE;
         report(to, &difference);
     }
-    /* Of other shapes the slices differ by necessity: one line says it all. */
+    /* Of other shapes the slices differ by necessity, and of other slices the parts: one line says it
+     * all. */
     if (shape && (!dims_equal(a->global_shape, b->global_shape, a->ndim) ||
                   !dims_equal(a->slice_start, b->slice_start, a->ndim))) {
         difference.kind = DIFF_SLICE;
+        report(to, &difference);
+    } else if (shape && !parts_equal(rank_a, a, rank_b, b)) {
+        difference.kind = DIFF_PARTS;
+        difference.a_sources = rank_a->sources;
+        difference.b_sources = rank_b->sources;
         report(to, &difference);
     }
     difference.a_target = target_of(rank_a, a);
@@ -127,6 +158,27 @@ static void put_target(struct buf *out, const struct tensor *target)
         buf_printf(out, "an alias of %s", target->name);
 }
 
+enum { PARTS_SHOWN = 4 };
+
+static void put_parts(struct buf *out, const struct tensor *tensor,
+                      const struct manifest_source *sources)
+{
+    for (uint32_t i = 0; i < tensor->part_count && i < PARTS_SHOWN; i++) {
+        const struct part *part = &tensor->parts[i];
+
+        if (i > 0)
+            buf_printf(out, " + ");
+        if (part->source == MANIFEST_NONE)
+            buf_printf(out, "%" PRIu64 " zero bytes", part->count);
+        else
+            buf_printf(out, "%.*s[%" PRIu64 ":%" PRIu64 " of axis %" PRIu32 "]",
+                       MANIFEST_SHOWN_NAME, sources[part->source].name, part->start,
+                       part->start + part->count, part->axis);
+    }
+    if (tensor->part_count > PARTS_SHOWN)
+        buf_printf(out, " + %" PRIu32 " more", tensor->part_count - PARTS_SHOWN);
+}
+
 /* The word before both sides, for the kinds that need one. */
 static const char *kind_word(enum difference_kind kind)
 {
@@ -137,6 +189,8 @@ static const char *kind_word(enum difference_kind kind)
         return "shape ";
     case DIFF_SLICE:
         return "slice ";
+    case DIFF_PARTS:
+        return "made of ";
     default:
         return "";
     }
@@ -174,8 +228,15 @@ void difference_text(const struct difference *difference, const char *a_is, cons
 {
     enum difference_kind kind = difference->kind;
 
+    size_t begin = out->bytes;
+
     buf_printf(out, "%s: %s", difference->name, kind_word(kind));
-    if (kind == DIFF_CONTENT || kind == DIFF_IDENTITY) {
+    if (kind == DIFF_PARTS) {
+        put_parts(out, difference->a, difference->a_sources);
+        buf_printf(out, " %s, ", a_is);
+        put_parts(out, difference->b, difference->b_sources);
+        buf_printf(out, " %s", b_is);
+    } else if (kind == DIFF_CONTENT || kind == DIFF_IDENTITY) {
         buf_printf(out, "%s %s than %s", kind == DIFF_CONTENT ? "other bytes" : "another model",
                    b_is, a_is);
     } else if (kind == DIFF_EXTRA) { /* the side that has it comes first */
@@ -187,6 +248,9 @@ void difference_text(const struct difference *difference, const char *a_is, cons
         put_side(out, kind, difference->b, difference->b_target);
         buf_printf(out, " %s", b_is);
     }
+    /* Names may hold anything; a line is a line. */
+    if (!out->failed)
+        rf_text_sanitise((char *)out->data + begin);
 }
 
 /* ---- explaining ---- */
@@ -215,8 +279,9 @@ enum rf_code compare_explain(const struct manifest_rank *want, const struct mani
                              struct rf_error *err)
 {
     static const char *const kinds[KIND_COUNT] = {
-        [DIFF_MISSING] = "missing",   [DIFF_EXTRA] = "not wanted",  [DIFF_DTYPE] = "other dtype",
-        [DIFF_SHAPE] = "other shape", [DIFF_SLICE] = "other slice", [DIFF_ALIAS] = "other alias",
+        [DIFF_MISSING] = "missing",      [DIFF_EXTRA] = "not wanted",  [DIFF_DTYPE] = "other dtype",
+        [DIFF_SHAPE] = "other shape",    [DIFF_SLICE] = "other slice", [DIFF_ALIAS] = "other alias",
+        [DIFF_PARTS] = "made otherwise",
     };
     struct explain explain = {.shown = 0};
     BUF_AUTO struct buf counts = {0};

@@ -12,6 +12,8 @@ enum difference_kind {
     DIFF_SHAPE,
     DIFF_SLICE,
     DIFF_ALIAS,
+    DIFF_PARTS, /* same shape and slice, made of other pieces of the checkpoint; only looked at where
+                   * both sides say what a tensor is made of */
     DIFF_CONTENT, /* only reported by callers that compare digests */
     DIFF_IDENTITY,
 };
@@ -23,6 +25,8 @@ struct difference {
     const struct tensor *b;
     const struct tensor *a_target; /* DIFF_ALIAS: whose bytes a is; NULL: it has its own */
     const struct tensor *b_target;
+    const struct manifest_source *a_sources; /* DIFF_PARTS: what the parts count in */
+    const struct manifest_source *b_sources;
 };
 
 typedef void (*difference_fn)(void *ctx, const struct difference *difference);

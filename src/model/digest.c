@@ -180,6 +180,12 @@ enum rf_code digest_rank_root(const struct manifest *manifest, uint32_t rank,
     enum rf_code code = root_begin(&root, manifest->algorithm, "rfork rank 1\n", err);
     if (code != RF_OK)
         return code;
+    wire_put_u32(&root.pending, manifest->source_count);
+    for (uint32_t i = 0; i < manifest->source_count; i++) {
+        struct wire_out out = {.at = root_room(&root, source_facts_bytes(&manifest->sources[i]))};
+        if (out.at != NULL)
+            source_facts_set(&out, &manifest->sources[i]);
+    }
     wire_put_u32(&root.pending, of->tensor_count);
     for (uint32_t i = 0; i < of->tensor_count; i++) {
         struct wire_out out = {.at = root_room(&root, tensor_facts_bytes(&of->tensors[i]))};

@@ -2,9 +2,10 @@
  *
  * leaf digest  = H(64 KiB of the chunk); the last leaf of a chunk may be shorter.
  * chunk digest = H(leaf digests laid end to end).
- * rank root    = H("rfork rank 1\n" + u32 tensor_count
- *                  + facts of each tensor (name, dtype, shape, global shape, slice, alias: bytes as
- *                    in the binary manifest, docs/wire-protocol.md)
+ * rank root    = H("rfork rank 1\n" + u32 source_count + facts of each source (name, dtype, shape)
+ *                  + u32 tensor_count
+ *                  + facts of each tensor (name, dtype, shape, global shape, slice, alias, parts)
+ *                    (facts: bytes as in the binary manifest, docs/wire-protocol.md)
  *                  + u32 chunk_bytes + u64 stream_bytes + chunk digests).
  * model root   = H("rfork model 1\n" + u32 rank_count
  *                  + for each rank, ordered by rank_id_compare(): its 9 u32, its root).

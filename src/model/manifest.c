@@ -51,14 +51,19 @@ void manifest_unref(struct manifest *manifest)
     free(box);
 }
 
-int tensor_name_compare(const struct tensor *a, const struct tensor *b)
+int name_compare(const char *a, uint32_t a_bytes, const char *b, uint32_t b_bytes)
 {
-    uint32_t common = a->name_bytes < b->name_bytes ? a->name_bytes : b->name_bytes;
-    int order = memcmp(a->name, b->name, common);
+    uint32_t common = a_bytes < b_bytes ? a_bytes : b_bytes;
+    int order = memcmp(a, b, common);
 
     if (order != 0)
         return order;
-    return a->name_bytes < b->name_bytes ? -1 : a->name_bytes > b->name_bytes;
+    return a_bytes < b_bytes ? -1 : a_bytes > b_bytes;
+}
+
+int tensor_name_compare(const struct tensor *a, const struct tensor *b)
+{
+    return name_compare(a->name, a->name_bytes, b->name, b->name_bytes);
 }
 
 const struct tensor *manifest_find(const struct manifest_rank *rank, const char *name)
@@ -181,7 +186,8 @@ const char *rank_id_text(const struct rank_id *id, char out[64])
 
 /* ---- text ---- */
 
-bool manifest_text_ok(const char *text, size_t bytes)
+/* Valid UTF-8 without NUL; control characters only if they are let through. */
+static bool text_ok(const char *text, size_t bytes, bool controls)
 {
     const uint64_t ones = UINT64_C(0x0101010101010101);
     const uint8_t *at = (const uint8_t *)text;
@@ -202,9 +208,20 @@ bool manifest_text_ok(const char *text, size_t bytes)
         }
         uint32_t character = 0;
         size_t taken = utf8_decode(at, (size_t)(end - at), &character);
-        if (taken == 0 || character < 0x20 || (character >= 0x7f && character < 0xa0))
+        bool control = character < 0x20 || (character >= 0x7f && character < 0xa0);
+        if (taken == 0 || character == 0 || (control && !controls))
             return false;
         at += taken;
     }
     return true;
+}
+
+bool manifest_text_ok(const char *text, size_t bytes)
+{
+    return text_ok(text, bytes, false);
+}
+
+bool manifest_name_ok(const char *name, size_t bytes)
+{
+    return text_ok(name, bytes, true);
 }

@@ -107,6 +107,7 @@ struct manifest_rank {
     struct rank_id id;
     struct tensor *tensors; /* by name, bytewise; names are unique */
     uint32_t tensor_count;
+    const struct manifest_source *sources; /* the manifest's, which parts count in */
     uint64_t stream_bytes;
     uint32_t *placed; /* indices of the tensors that take bytes of the stream (no alias, not empty),
                        * in its order */

@@ -9,6 +9,7 @@
 /* A tensor as it was added; its strings and arrays are in the manifest's arena already. */
 struct pending {
     struct tensor tensor;
+    struct part *parts; /* the tensor's, which are not final before the sources are sorted */
     const char *alias_of_name;
 };
 
@@ -23,10 +24,13 @@ struct manifest_builder {
     struct manifest *manifest; /* its files grow in place, its ranks are made by manifest_build() */
     struct manifest_file *files;
     uint32_t file_room;
+    struct manifest_source *sources; /* manifest->source_count of them */
+    uint32_t source_room;
     struct rank_pending *ranks;
     uint32_t rank_count;
     uint32_t rank_room;
     uint32_t tensor_count; /* of all ranks */
+    uint64_t part_count;   /* of all tensors */
 };
 
 /* Makes room for one more in an array; NULL when out of memory, and then the array is as it was. */
@@ -45,6 +49,15 @@ static const char *copy_text(struct manifest *manifest, const char *text)
 {
     return arena_strndup(&manifest->arena, text != NULL ? text : "",
                          text != NULL ? strlen(text) : 0);
+}
+
+static const uint64_t *copy_dims(struct manifest *manifest, const uint64_t *dims, uint32_t ndim)
+{
+    uint64_t *copy = arena_alloc(&manifest->arena, ndim * sizeof *copy);
+
+    if (copy != NULL && ndim > 0)
+        memcpy(copy, dims, ndim * sizeof *copy);
+    return copy;
 }
 
 struct manifest_builder *manifest_builder_create(const struct manifest_identity *identity,
@@ -91,6 +104,7 @@ void manifest_builder_destroy(struct manifest_builder *builder)
         free(builder->ranks[i].tensors);
     free(builder->ranks);
     free(builder->files);
+    free(builder->sources);
     manifest_unref(builder->manifest);
     free(builder);
 }
@@ -124,6 +138,45 @@ enum rf_code manifest_add_file(struct manifest_builder *builder, const struct ma
     return RF_OK;
 }
 
+enum rf_code manifest_add_source(struct manifest_builder *builder,
+                                 const struct manifest_source *source, uint32_t *ret_index,
+                                 struct rf_error *err)
+{
+    struct manifest *manifest = builder->manifest;
+    struct manifest_source copy = *source;
+
+    copy.name_bytes = (uint32_t)strnlen(source->name, RF_MAX_NAME_BYTES + 1);
+    if (manifest->source_count == MANIFEST_MAX_SOURCES)
+        return rf_fail(err, RF_E_INVAL, "source %.*s: more than %d sources", MANIFEST_SHOWN_NAME,
+                       source->name, MANIFEST_MAX_SOURCES);
+    enum rf_code code = source_check(manifest, &copy, RF_E_INVAL, err);
+    if (code != RF_OK)
+        return code;
+    struct manifest_source *sources =
+        grow(builder->sources, manifest->source_count, &builder->source_room, sizeof *sources);
+    if (sources == NULL)
+        return rf_fail(err, RF_E_NOMEM, "source %.*s: no memory", MANIFEST_SHOWN_NAME,
+                       source->name);
+    builder->sources = sources;
+    manifest->sources = sources; /* parts_check() looks here; sorted into the arena in the end */
+    copy.name = arena_strndup(&manifest->arena, source->name, copy.name_bytes);
+    copy.shape = copy_dims(manifest, source->shape, source->ndim);
+    if (copy.name == NULL || copy.shape == NULL)
+        return rf_fail(err, RF_E_NOMEM, "source %.*s: no memory", MANIFEST_SHOWN_NAME,
+                       source->name);
+    if (ret_index != NULL)
+        *ret_index = manifest->source_count;
+    sources[manifest->source_count++] = copy;
+    return RF_OK;
+}
+
+const struct manifest_source *manifest_builder_sources(const struct manifest_builder *builder,
+                                                       uint32_t *ret_count)
+{
+    *ret_count = builder->manifest->source_count;
+    return builder->sources;
+}
+
 enum rf_code manifest_add_rank(struct manifest_builder *builder, const struct rank_id *id,
                                struct rf_error *err)
 {
@@ -143,15 +196,6 @@ enum rf_code manifest_add_rank(struct manifest_builder *builder, const struct ra
 
 /* ---- tensors ---- */
 
-static const uint64_t *copy_dims(struct manifest *manifest, const uint64_t *dims, uint32_t ndim)
-{
-    uint64_t *copy = arena_alloc(&manifest->arena, ndim * sizeof *copy);
-
-    if (copy != NULL && ndim > 0)
-        memcpy(copy, dims, ndim * sizeof *copy);
-    return copy;
-}
-
 /* Moves what a checked tensor points to into the arena. */
 static bool tensor_keep(struct manifest *manifest, struct tensor *tensor)
 {
@@ -169,10 +213,35 @@ static bool tensor_keep(struct manifest *manifest, struct tensor *tensor)
     return tensor->name != NULL && tensor->shape != NULL && tensor->global_shape != NULL;
 }
 
+/* Copies and checks the parts of a tensor that is good otherwise. */
+static enum rf_code parts_keep(struct manifest_builder *builder, struct tensor *tensor,
+                               struct part **ret_parts, struct rf_error *err)
+{
+    size_t bytes = tensor->part_count * sizeof *tensor->parts;
+
+    if (tensor->part_count == 0) {
+        tensor->parts = NULL;
+        return RF_OK;
+    }
+    if (tensor->part_count > MANIFEST_MAX_PARTS - builder->part_count)
+        return rf_fail(err, RF_E_INVAL, "tensor %.*s: more than %d parts in all",
+                       MANIFEST_SHOWN_NAME, tensor->name, MANIFEST_MAX_PARTS);
+    struct part *parts = arena_alloc(&builder->manifest->arena, bytes);
+    if (parts == NULL)
+        return rf_fail(err, RF_E_NOMEM, "tensor %.*s: no memory for its parts", MANIFEST_SHOWN_NAME,
+                       tensor->name);
+    memcpy(parts, tensor->parts, bytes);
+    tensor->parts = parts;
+    *ret_parts = parts;
+    builder->part_count += tensor->part_count;
+    return parts_check(builder->manifest, tensor, parts, RF_E_INVAL, err);
+}
+
 enum rf_code manifest_add_tensor(struct manifest_builder *builder, const struct tensor *tensor,
                                  const char *alias_of_name, struct rf_error *err)
 {
     struct tensor copy = *tensor;
+    struct part *parts = NULL;
 
     if (builder->rank_count == 0)
         return rf_fail(err, RF_E_INVAL, "tensor %.*s: no rank was added before it",
@@ -180,6 +249,9 @@ enum rf_code manifest_add_tensor(struct manifest_builder *builder, const struct 
     if (builder->tensor_count == MANIFEST_MAX_TENSORS)
         return rf_fail(err, RF_E_INVAL, "tensor %.*s: more than %d tensors", MANIFEST_SHOWN_NAME,
                        tensor->name, MANIFEST_MAX_TENSORS);
+    if (alias_of_name != NULL && tensor->part_count > 0)
+        return rf_fail(err, RF_E_INVAL, "tensor %.*s: an alias has no parts", MANIFEST_SHOWN_NAME,
+                       tensor->name);
 
     struct rank_pending *rank = &builder->ranks[builder->rank_count - 1];
     copy.name_bytes = (uint32_t)strnlen(tensor->name, RF_MAX_NAME_BYTES + 1);
@@ -187,6 +259,8 @@ enum rf_code manifest_add_tensor(struct manifest_builder *builder, const struct 
     copy.alias_of = MANIFEST_NONE;
     copy.order = rank->count;
     enum rf_code code = tensor_check(builder->manifest, &copy, RF_E_INVAL, err);
+    if (code == RF_OK)
+        code = parts_keep(builder, &copy, &parts, err);
     if (code != RF_OK)
         return code;
 
@@ -196,7 +270,7 @@ enum rf_code manifest_add_tensor(struct manifest_builder *builder, const struct 
                        tensor->name);
     rank->tensors = tensors;
     struct pending *added = &tensors[rank->count];
-    *added = (struct pending){.tensor = copy};
+    *added = (struct pending){.tensor = copy, .parts = parts};
     if (alias_of_name != NULL)
         added->alias_of_name = copy_text(builder->manifest, alias_of_name);
     if (!tensor_keep(builder->manifest, &added->tensor) ||
@@ -252,6 +326,39 @@ static enum rf_code rank_build(struct manifest *manifest, const struct rank_pend
     return resolve_aliases(from, to, err);
 }
 
+/* Puts the sources into the order of their names, and tells the parts. */
+static enum rf_code sources_build(struct manifest_builder *builder, struct rf_error *err)
+{
+    struct manifest *manifest = builder->manifest;
+    uint32_t count = manifest->source_count;
+    rf_autofree struct name_item *items = malloc((count + (size_t)1) * sizeof *items);
+    rf_autofree uint32_t *place = malloc((count + (size_t)1) * sizeof *place);
+
+    manifest->sources = arena_alloc(&manifest->arena, count * sizeof *manifest->sources);
+    if (items == NULL || place == NULL || manifest->sources == NULL)
+        return rf_fail(err, RF_E_NOMEM, "manifest: no memory for %" PRIu32 " sources", count);
+    for (uint32_t i = 0; i < count; i++)
+        items[i] = (struct name_item){
+            .name = builder->sources[i].name, .bytes = builder->sources[i].name_bytes, .index = i};
+    if (!name_sort(items, count))
+        return rf_fail(err, RF_E_NOMEM, "manifest: no memory to sort %" PRIu32 " sources", count);
+    for (uint32_t i = 0; i < count; i++) {
+        manifest->sources[i] = builder->sources[items[i].index];
+        place[items[i].index] = i;
+    }
+    for (uint32_t i = 0; i < builder->rank_count; i++) {
+        for (uint32_t j = 0; j < builder->ranks[i].count; j++) {
+            struct pending *pending = &builder->ranks[i].tensors[j];
+
+            for (uint32_t k = 0; k < pending->tensor.part_count; k++) {
+                if (pending->parts[k].source != MANIFEST_NONE)
+                    pending->parts[k].source = place[pending->parts[k].source];
+            }
+        }
+    }
+    return RF_OK;
+}
+
 static enum rf_code build(struct manifest_builder *builder, struct rf_error *err)
 {
     struct manifest *manifest = builder->manifest;
@@ -264,14 +371,17 @@ static enum rf_code build(struct manifest_builder *builder, struct rf_error *err
         return rf_fail(err, RF_E_NOMEM, "no memory for a manifest");
     if (file_bytes > 0)
         memcpy(manifest->files, builder->files, file_bytes);
+    enum rf_code code = sources_build(builder, err);
+    if (code != RF_OK)
+        return code;
     for (uint32_t i = 0; i < builder->rank_count; i++) {
         manifest->ranks[i] = (struct manifest_rank){0};
-        enum rf_code code = rank_build(manifest, &builder->ranks[i], &manifest->ranks[i], err);
+        code = rank_build(manifest, &builder->ranks[i], &manifest->ranks[i], err);
         if (code != RF_OK)
             return code;
     }
     manifest->rank_count = builder->rank_count;
-    enum rf_code code = manifest_settle(manifest, RF_E_INVAL, err);
+    code = manifest_settle(manifest, RF_E_INVAL, err);
     if (code == RF_OK)
         code = manifest_encode(manifest, &encoded, err);
     if (code == RF_OK)

@@ -147,12 +147,12 @@ static enum rf_code place_check(const struct manifest *manifest, const struct te
 enum rf_code tensor_check(const struct manifest *manifest, struct tensor *tensor, enum rf_code code,
                           struct rf_error *err)
 {
-    if (tensor->name_bytes == 0 || tensor->name_bytes > RF_MAX_NAME_BYTES)
+    if (tensor->name_bytes > RF_MAX_NAME_BYTES)
         return rf_fail(err, code,
-                       "tensor \"%.*s\": a name of %" PRIu32 " bytes; allowed are 1 to %d",
+                       "tensor \"%.*s\": a name of %" PRIu32 " bytes; allowed are at most %d",
                        MANIFEST_SHOWN_NAME, tensor->name, tensor->name_bytes, RF_MAX_NAME_BYTES);
-    if (!manifest_text_ok(tensor->name, tensor->name_bytes))
-        return rf_fail(err, code, "tensor \"%.*s\": the name is not plain UTF-8 text",
+    if (!manifest_name_ok(tensor->name, tensor->name_bytes))
+        return rf_fail(err, code, "tensor \"%.*s\": the name is not UTF-8 text",
                        MANIFEST_SHOWN_NAME, tensor->name);
     if ((unsigned)tensor->dtype >= RF_DTYPE_COUNT || tensor->ndim > RF_MAX_DIMS)
         return rf_fail(err, code,
@@ -197,6 +197,22 @@ static enum rf_code files_settle(const struct manifest *manifest, enum rf_code c
         if (strcmp(items[i - 1].name, items[i].name) == 0)
             return rf_fail(err, code, "file %.*s: twice in the manifest", MANIFEST_SHOWN_NAME,
                            items[i].name);
+    }
+    return RF_OK;
+}
+
+static enum rf_code sources_settle(const struct manifest *manifest, enum rf_code code,
+                                   struct rf_error *err)
+{
+    for (uint32_t i = 1; i < manifest->source_count; i++) {
+        const struct manifest_source *source = &manifest->sources[i];
+        int after =
+            name_compare(source->name, source->name_bytes, source[-1].name, source[-1].name_bytes);
+
+        if (after <= 0)
+            return rf_fail(err, code, "source %.*s: %s", MANIFEST_SHOWN_NAME, source->name,
+                           after == 0 ? "twice in the manifest"
+                                      : "out of place, sources are ordered by name");
     }
     return RF_OK;
 }
@@ -358,10 +374,13 @@ enum rf_code manifest_settle(struct manifest *manifest, enum rf_code code, struc
         return rf_fail(err, code, "manifest: no ranks; there is always one, of size 1 if need be");
     enum rf_code bad = files_settle(manifest, code, err);
     if (bad == RF_OK)
+        bad = sources_settle(manifest, code, err);
+    if (bad == RF_OK)
         bad = rank_ids_settle(manifest, code, err);
     for (uint32_t i = 0; i < manifest->rank_count && bad == RF_OK; i++) {
         struct manifest_rank *rank = &manifest->ranks[i];
 
+        rank->sources = manifest->sources;
         bad = order_check(rank, code, err);
         if (bad == RF_OK)
             bad = stream_settle(manifest, rank, code, err);

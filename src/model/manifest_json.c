@@ -25,6 +25,40 @@ static void put_dims(struct buf *out, const char *key, const uint64_t *dims, uin
     buf_append(out, "],", 2);
 }
 
+/* As [source, axis, start, count], zeros as their number of bytes. */
+static void put_parts(struct buf *out, const struct tensor *tensor)
+{
+    buf_printf(out, "\"parts\":[");
+    for (uint32_t i = 0; i < tensor->part_count; i++) {
+        const struct part *part = &tensor->parts[i];
+
+        if (part->source == MANIFEST_NONE)
+            buf_printf(out, "%s%" PRIu64, i > 0 ? "," : "", part->count);
+        else
+            buf_printf(out, "%s[%" PRIu32 ",%" PRIu32 ",%" PRIu64 ",%" PRIu64 "]", i > 0 ? "," : "",
+                       part->source, part->axis, part->start, part->count);
+    }
+    buf_append(out, "],", 2);
+}
+
+static void put_sources(struct buf *out, const struct manifest *manifest)
+{
+    buf_printf(out, "\"sources\":[");
+    for (uint32_t i = 0; i < manifest->source_count && !out->failed; i++) {
+        const struct manifest_source *source = &manifest->sources[i];
+
+        buf_append(out, i > 0 ? ",{\"name\":" : "{\"name\":", i > 0 ? 9 : 8);
+        buf_json_string(out, source->name, source->name_bytes);
+        buf_printf(out, ",\"dtype\":\"%s\",", rf_dtype_name(source->dtype));
+        put_dims(out, "shape", source->shape, source->ndim);
+        if (source->file != MANIFEST_NONE)
+            buf_printf(out, "\"file\":%" PRIu32 ",\"file_offset\":%" PRIu64 ",", source->file,
+                       source->file_offset);
+        buf_printf(out, "\"bytes\":%" PRIu64 "}", source->bytes);
+    }
+    buf_append(out, "],", 2);
+}
+
 static void put_tensor(struct buf *out, const struct manifest_rank *rank,
                        const struct tensor *tensor)
 {
@@ -41,6 +75,8 @@ static void put_tensor(struct buf *out, const struct manifest_rank *rank,
     if (tensor->file != MANIFEST_NONE)
         buf_printf(out, "\"file\":%" PRIu32 ",\"file_offset\":%" PRIu64 ",", tensor->file,
                    tensor->file_offset);
+    if (tensor->part_count > 0)
+        put_parts(out, tensor);
     buf_printf(out, "\"bytes\":%" PRIu64 ",\"stream_offset\":%" PRIu64 ",\"order\":%" PRIu32 "}",
                tensor->bytes, tensor->stream_offset, tensor->order);
 }
@@ -107,6 +143,8 @@ void manifest_json(const struct manifest *manifest, uint32_t rank, struct buf *o
                manifest->weight_version, manifest->chunk_bytes, manifest_total_bytes(manifest),
                manifest->rank_count);
     put_files(out, manifest);
+    if (manifest->source_count > 0)
+        put_sources(out, manifest);
     buf_append(out, "\"ranks\":[", 9);
     for (uint32_t i = first; i < end; i++) {
         if (i > first)

@@ -44,7 +44,7 @@ static void a_table_equals_itself(void **state)
     assert_int_equal(compare_tensors(&one->ranks[0], &two->ranks[0], NULL, NULL), 0);
     assert_int_equal(compare_explain(&one->ranks[0], &two->ranks[0], &err), RF_OK);
     /* the second rank holds other slices: wq, head, embed */
-    assert_int_equal(compare_tensors(&one->ranks[0], &two->ranks[1], NULL, NULL), 3);
+    assert_int_equal(compare_tensors(&one->ranks[0], &two->ranks[1], NULL, NULL), 5);
     manifest_unref(one);
     manifest_unref(two);
 }
@@ -90,6 +90,47 @@ static void shape_and_dtype_are_shown_on_both_sides(void **state)
                        "model.norm.weight: shape [576] here, [960] there\n"
                        "x: dtype F8_E4M3 here, BF16 there\n"
                        "x: shape [2] here, [2, 1] there\n");
+}
+
+static struct manifest *made_of(const struct part *parts, uint32_t count, bool swapped)
+{
+    struct manifest_builder *builder = builder_new(0);
+
+    add_source(builder, swapped ? "q" : "k", RF_DTYPE_U8, 1, (uint64_t[]){8});
+    add_source(builder, swapped ? "k" : "q", RF_DTYPE_U8, 1, (uint64_t[]){8});
+    add_rank(builder, &whole_rank);
+    add_tensor(builder, &(struct tensor_spec){.name = "w",
+                                              .dtype = RF_DTYPE_U8,
+                                              .ndim = 1,
+                                              .shape = {8},
+                                              .parts = parts,
+                                              .part_count = count});
+    return built(builder);
+}
+
+static void parts_of_other_places_are_a_difference(void **state)
+{
+    (void)state;
+    const struct part kq[] = {{.source = 0, .count = 4}, {.source = 1, .start = 4, .count = 4}};
+    const struct part padded[] = {{.source = 0, .count = 4}, {.source = MANIFEST_NONE, .count = 4}};
+    struct manifest *here = made_of(kq, 2, false);
+    struct manifest *same = made_of(
+        (struct part[]){{.source = 1, .count = 4}, {.source = 0, .start = 4, .count = 4}}, 2, true);
+    struct manifest *there = made_of(padded, 2, false);
+    struct manifest *silent = made_of(NULL, 0, false);
+    BUF_AUTO struct buf out = {0};
+
+    assert_int_equal(compare_tensors(&here->ranks[0], &same->ranks[0], NULL, NULL), 0);
+    assert_int_equal(compare_tensors(&here->ranks[0], &silent->ranks[0], NULL, NULL), 0);
+    assert_int_equal(compare_tensors(&here->ranks[0], &there->ranks[0], put_line, &out), 1);
+    buf_append(&out, "", 1);
+    assert_string_equal((const char *)out.data,
+                        "w: made of k[0:4 of axis 0] + q[4:8 of axis 0] here, "
+                        "k[0:4 of axis 0] + 4 zero bytes there\n");
+    manifest_unref(here);
+    manifest_unref(same);
+    manifest_unref(there);
+    manifest_unref(silent);
 }
 
 static void slice_of_another_place_is_a_difference(void **state)
@@ -193,6 +234,7 @@ int main(void)
         cmocka_unit_test(a_table_equals_itself),
         cmocka_unit_test(missing_and_extra_tensors_are_named_in_order),
         cmocka_unit_test(shape_and_dtype_are_shown_on_both_sides),
+        cmocka_unit_test(parts_of_other_places_are_a_difference),
         cmocka_unit_test(slice_of_another_place_is_a_difference),
         cmocka_unit_test(aliases_are_compared_by_where_they_lead),
         cmocka_unit_test(callers_kinds_have_words_too),

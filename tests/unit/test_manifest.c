@@ -209,22 +209,142 @@ static void assert_tensor_fails(const struct tensor_spec *spec, const char *word
 static void names_that_are_no_text_are_refused(void **state)
 {
     (void)state;
-    static const char *const bad[] = {
-        "new\nline",    "\x7f",        "escape\x1b[2J",    "\xff", "cut \xe2\x82", "\xc0\x80",
-        "\xed\xa0\x80", "c1 \xc2\x85", "twelve bytes\x01",
-    };
+    static const char *const bad[] = {"\xff", "cut \xe2\x82", "\xc0\x80", "\xed\xa0\x80"};
     char long_name[RF_MAX_NAME_BYTES + 2];
 
     for (unsigned i = 0; i < sizeof bad / sizeof bad[0]; i++)
         assert_tensor_fails(&(struct tensor_spec){.name = bad[i], .dtype = RF_DTYPE_U8},
-                            "not plain UTF-8");
-    assert_tensor_fails(&(struct tensor_spec){.name = "", .dtype = RF_DTYPE_U8}, "0 bytes");
+                            "not UTF-8");
     memset(long_name, 'n', sizeof long_name);
     long_name[RF_MAX_NAME_BYTES + 1] = '\0';
     assert_tensor_fails(&(struct tensor_spec){.name = long_name, .dtype = RF_DTYPE_U8}, "4097");
     static const char fine[] = "gr\xc3\xb6\xc3\x9f"
                                "e \xf0\x9f\xa6\x99 of seven words";
     assert_true(manifest_text_ok(fine, strlen(fine)));
+    assert_true(manifest_name_ok(fine, strlen(fine)));
+    assert_false(manifest_name_ok("nul\0here", 8));
+}
+
+/* Whatever the safetensors package accepts as a name can be served. */
+static void any_text_can_name_a_tensor(void **state)
+{
+    (void)state;
+    static const char *const odd[] = {
+        "", "new\nline", "\x7f", "escape\x1b[2J", "c1 \xc2\x85", "twelve bytes\x01",
+    };
+    struct manifest_builder *builder = builder_new(0);
+
+    add_rank(builder, &whole_rank);
+    for (unsigned i = 0; i < sizeof odd / sizeof odd[0]; i++) {
+        add_tensor(builder, &(struct tensor_spec){.name = odd[i], .dtype = RF_DTYPE_U8});
+        assert_int_equal(manifest_text_ok(odd[i], strlen(odd[i])), i == 0);
+    }
+    struct manifest *manifest = built(builder);
+    for (unsigned i = 0; i < sizeof odd / sizeof odd[0]; i++)
+        assert_non_null(manifest_find(&manifest->ranks[0], odd[i]));
+    manifest_unref(manifest);
+}
+
+static void name_in_a_message_is_one_line(void **state)
+{
+    (void)state;
+    const struct tensor_spec odd = {.name = "new\nline\x1b[2J", .dtype = RF_DTYPE_U8};
+    struct manifest_builder *builder = builder_new(0);
+    struct manifest *manifest = NULL;
+    struct rf_error err = {0};
+
+    add_rank(builder, &whole_rank);
+    add_tensor(builder, &odd);
+    add_tensor(builder, &odd);
+    assert_int_equal(manifest_build(builder, &manifest, &err), RF_E_INVAL);
+    assert_says(&err, "new?line?[2J: twice");
+}
+
+/* ---- parts ---- */
+
+static void parts_fill_their_tensor_and_say_where_they_lie(void **state)
+{
+    (void)state;
+    struct manifest *manifest = manifest_of_everything();
+    const struct manifest_rank *rank = &manifest->ranks[1];
+    const struct tensor *fused = manifest_find(rank, "fused");
+    const struct tensor *wide = manifest_find(rank, "wide bias");
+
+    /* Sources are sorted: "bias" was added second and comes first. */
+    assert_int_equal(fused->parts[0].source, 1);
+    assert_int_equal(fused->parts[2].source, 0);
+    assert_int_equal(fused->parts[1].offset, 40);
+    assert_int_equal(fused->parts[2].offset, 50);
+    assert_int_equal(fused->parts[2].bytes, 10);
+    struct stream_range range = part_range(manifest, &fused->parts[0]);
+    assert_int_equal(range.offset, 10);
+    assert_int_equal(range.bytes, 10);
+    assert_int_equal(range.stride, 20);
+    assert_int_equal(range.count, 4);
+    range = part_range(manifest, &fused->parts[2]);
+    assert_int_equal(range.offset, 10);
+    assert_int_equal(range.stride, 0);
+    assert_int_equal(range.count, 1);
+    assert_false(part_converts(manifest, fused, &fused->parts[0]));
+    assert_false(part_converts(manifest, fused, &fused->parts[1]));
+    assert_true(part_converts(manifest, wide, &wide->parts[0]));
+    assert_int_equal(wide->parts[0].bytes, 20);
+    manifest_unref(manifest);
+}
+
+static void assert_parts_fail(const struct tensor_spec *spec, const char *words)
+{
+    struct manifest_builder *builder = builder_new(0);
+    struct rf_error err = {0};
+
+    add_file(builder, "model.safetensors", FILE_WEIGHTS, 1000, 200);
+    add_source(builder, "packed", RF_DTYPE_F4, 2, (uint64_t[]){4, 3});
+    add_source(builder, "long", RF_DTYPE_I64, 1, (uint64_t[]){4});
+    add_source(builder, "scalar", RF_DTYPE_U8, 0, NULL);
+    add_rank(builder, &whole_rank);
+    assert_int_equal(try_tensor(builder, spec, &err), RF_E_INVAL);
+    assert_says(&err, words);
+    manifest_builder_destroy(builder);
+}
+
+static void parts_that_do_not_fit_are_refused(void **state)
+{
+    (void)state;
+    const struct part row = {.source = 0, .axis = 0, .start = 1, .count = 1};
+    const struct part scalar = {.source = 2, .count = 1};
+    struct tensor_spec spec = {
+        .name = "t", .dtype = RF_DTYPE_F4, .ndim = 1, .shape = {3}, .part_count = 1};
+
+    spec.shape[0] = 4;
+    spec.parts = &row;
+    assert_parts_fail(&spec, "not whole bytes, of packed");
+    spec.dtype = RF_DTYPE_F32;
+    spec.parts = &(struct part){.source = 1, .count = 4};
+    assert_parts_fail(&spec, "F32 is not made of long, I64");
+    spec.dtype = RF_DTYPE_U8;
+    spec.parts = &scalar;
+    assert_parts_fail(&spec, "only 1 bytes of its 4");
+    spec.in_file = true;
+    spec.file_offset = 200;
+    assert_parts_fail(&spec, "is an alias or in a file");
+    spec.in_file = false;
+    spec.alias_of = "other";
+    assert_parts_fail(&spec, "an alias has no parts");
+}
+
+static void source_that_is_there_twice_is_refused(void **state)
+{
+    (void)state;
+    struct manifest_builder *builder = builder_new(0);
+    uint32_t count = 0;
+
+    add_source(builder, "b", RF_DTYPE_U8, 0, NULL);
+    add_source(builder, "a", RF_DTYPE_U8, 0, NULL);
+    assert_int_equal(add_source(builder, "b", RF_DTYPE_U8, 0, NULL), 2);
+    assert_string_equal(manifest_builder_sources(builder, &count)[1].name, "a");
+    assert_int_equal(count, 3);
+    add_rank(builder, &whole_rank);
+    assert_build_fails(builder, "source b: twice");
 }
 
 static void name_that_is_there_twice_is_refused(void **state)
@@ -565,8 +685,16 @@ static void json_says_what_the_manifest_says(void **state)
     json_t *ranks = json_object_get(json, "ranks");
     assert_int_equal(json_array_size(ranks), 2);
     json_t *tensors = json_object_get(json_array_get(ranks, 1), "tensors");
-    assert_int_equal(json_array_size(tensors), 7);
-    json_t *head = json_array_get(tensors, 2);
+    assert_int_equal(json_array_size(tensors), 10);
+    json_t *sources = json_object_get(json, "sources");
+    assert_int_equal(json_array_size(sources), 2);
+    assert_string_equal(json_string_value(json_object_get(json_array_get(sources, 1), "name")),
+                        "weight");
+    json_t *parts = json_object_get(json_array_get(tensors, 3), "parts");
+    assert_int_equal(json_array_size(parts), 3);
+    assert_int_equal(json_integer_value(json_array_get(json_array_get(parts, 0), 2)), 5);
+    assert_int_equal(json_integer_value(json_array_get(parts, 1)), 10);
+    json_t *head = json_array_get(tensors, 4);
     assert_string_equal(json_string_value(json_object_get(head, "name")), "head");
     assert_string_equal(json_string_value(json_object_get(head, "alias_of")), "embed");
     json_t *start = json_object_get(head, "slice_start");
@@ -594,6 +722,11 @@ int main(void)
         cmocka_unit_test(every_name_is_found_and_no_other),
         cmocka_unit_test(names_are_sorted_as_strcmp_would),
         cmocka_unit_test(names_that_are_no_text_are_refused),
+        cmocka_unit_test(any_text_can_name_a_tensor),
+        cmocka_unit_test(name_in_a_message_is_one_line),
+        cmocka_unit_test(parts_fill_their_tensor_and_say_where_they_lie),
+        cmocka_unit_test(parts_that_do_not_fit_are_refused),
+        cmocka_unit_test(source_that_is_there_twice_is_refused),
         cmocka_unit_test(name_that_is_there_twice_is_refused),
         cmocka_unit_test(tensor_before_any_rank_is_refused),
         cmocka_unit_test(sizes_that_are_no_sizes_are_refused),

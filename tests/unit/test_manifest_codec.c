@@ -198,6 +198,7 @@ static void put_identity(struct buf *out, uint32_t file_count, uint32_t rank_cou
     for (unsigned i = 0; i < 4; i++)
         wire_put_u16(out, 0); /* no texts */
     wire_put_u32(out, file_count);
+    wire_put_u32(out, 0); /* no sources */
     wire_put_u32(out, rank_count);
 }
 
@@ -278,9 +279,10 @@ static void tensors_out_of_order_or_twice_are_refused(void **state)
 static void names_that_lie_are_refused(void **state)
 {
     (void)state;
-    assert_tensors((struct raw_tensor[]){{"", 0, 0, 0}}, 1, "0 bytes");
+    assert_tensors((struct raw_tensor[]){{"", 0, 0, 0}}, 1, NULL);
     assert_tensors((struct raw_tensor[]){{"a\xff", 0, 0, 0}}, 1, "UTF-8");
-    assert_tensors((struct raw_tensor[]){{"a\nb", 0, 0, 0}}, 1, "UTF-8");
+    assert_tensors((struct raw_tensor[]){{"a\nb", 0, 0, 0}}, 1, NULL);
+    assert_tensors((struct raw_tensor[]){{"", 0, 0, 0}, {"", 0, 0, 1}}, 2, "twice");
 
     BUF_AUTO struct buf raw = {0};
     put_identity(&raw, 0, 1);
@@ -306,8 +308,10 @@ static void there_is_one_way_to_say_a_thing(void **state)
 {
     (void)state;
     assert_tensors((struct raw_tensor[]){{"a", 1, 0, 0}}, 1, "say what is not so");
-    assert_tensors((struct raw_tensor[]){{"a", 4, 0, 0}}, 1, "flags 0x4");
+    assert_tensors((struct raw_tensor[]){{"a", 8, 0, 0}}, 1, "flags 0x8");
     assert_tensors((struct raw_tensor[]){{"a", 0x80, 0, 0}}, 1, "flags 0x80");
+    /* flag 4 and then a count of 0 parts, where order would be */
+    assert_tensors((struct raw_tensor[]){{"a", 4, 0, 0}}, 1, "end inside a tensor");
 
     struct rf_error err = {0};
     BUF_AUTO struct buf raw = {0};
@@ -316,6 +320,114 @@ static void there_is_one_way_to_say_a_thing(void **state)
     wire_put_u8(&raw, 0);
     assert_int_equal(decode_sealed(&raw, &err), RF_E_PROTO);
     assert_says(&err, "1 bytes more");
+}
+
+/* A source of 2 x 3 bytes. */
+static void put_source(struct buf *out, const char *name, uint32_t file)
+{
+    wire_put_u16(out, (uint16_t)strlen(name));
+    wire_put_u8(out, RF_DTYPE_U8);
+    wire_put_u8(out, 2);
+    buf_append(out, name, strlen(name));
+    wire_put_u64(out, 2);
+    wire_put_u64(out, 3);
+    wire_put_u32(out, file);
+}
+
+/* An identity that announces sources. */
+static void put_identity_of_sources(struct buf *out, uint32_t source_count)
+{
+    put_identity(out, 0, 1);
+    wire_put_uint(out->data + out->bytes - 8, source_count, 4);
+}
+
+/* One tensor of four bytes that is made of these parts. */
+static void assert_parts_said(const struct part *parts, uint32_t count, uint32_t said,
+                              const char *words)
+{
+    struct rf_error err = {0};
+    BUF_AUTO struct buf raw = {0};
+    BUF_AUTO struct buf tensor = {0};
+
+    put_identity_of_sources(&raw, 1);
+    put_source(&raw, "src", MANIFEST_NONE);
+    put_rank(&raw, 1);
+    put_tensor(&tensor, &(struct raw_tensor){"a", 4, 0, 0});
+    buf_append(&raw, tensor.data, tensor.bytes - 8);
+    wire_put_u32(&raw, said);
+    for (uint32_t i = 0; i < count; i++) {
+        wire_put_u32(&raw, parts[i].source);
+        wire_put_u8(&raw, (uint8_t)parts[i].axis);
+        wire_put_u64(&raw, parts[i].start);
+        wire_put_u64(&raw, parts[i].count);
+    }
+    buf_append(&raw, tensor.data + tensor.bytes - 8, 8);
+    enum rf_code code = decode_sealed(&raw, &err);
+    if (words != NULL)
+        assert_says(&err, words);
+    assert_int_equal(code, words == NULL ? RF_OK : RF_E_PROTO);
+}
+
+static void assert_parts(const struct part *parts, uint32_t count, const char *words)
+{
+    assert_parts_said(parts, count, count, words);
+}
+
+static void parts_that_lie_are_refused(void **state)
+{
+    (void)state;
+    const struct part row = {.source = 0, .axis = 0, .start = 1, .count = 1};
+    const struct part column = {.source = 0, .axis = 1, .start = 1, .count = 2};
+    const struct part zero = {.source = MANIFEST_NONE, .count = 1};
+
+    assert_parts(&column, 1, NULL);
+    assert_parts((struct part[]){row, zero}, 2, NULL);
+    assert_parts((struct part[]){zero, row}, 2, NULL);
+    assert_parts((struct part[]){{.source = MANIFEST_NONE, .count = 4}}, 1, NULL);
+    assert_parts(&row, 0, "say what is not so");
+    assert_parts(&row, 1, "only 3 bytes of its 4");
+    assert_parts((struct part[]){row, row}, 2, "more than it has room for");
+    assert_parts((struct part[]){column, {.source = MANIFEST_NONE}}, 2, "has no bytes");
+    assert_parts((struct part[]){{.source = 1, .count = 1}}, 1, "not there");
+    assert_parts((struct part[]){{.axis = 2, .count = 1}}, 1, "axis that is not there");
+    assert_parts((struct part[]){{.axis = 1, .start = 2, .count = 2}}, 1, "not inside the 3");
+    assert_parts((struct part[]){{.axis = 1, .start = UINT64_MAX, .count = 2}}, 1, "not inside");
+    assert_parts((struct part[]){{.source = MANIFEST_NONE, .start = 1, .count = 4}}, 1, "zeros");
+    assert_parts((struct part[]){{.source = MANIFEST_NONE, .count = UINT64_MAX},
+                                 {.source = MANIFEST_NONE, .count = 5}},
+                 2, "more than");
+    assert_parts_said(&row, 1, UINT32_MAX, "parts, allowed are");
+    assert_parts_said(&row, 1, 1000000, "parts cannot be in");
+}
+
+static void sources_that_lie_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *names[2];
+        uint32_t file;
+        const char *words;
+    } cases[] = {
+        {{"a", "b"}, MANIFEST_NONE, NULL},    {{"b", "a"}, MANIFEST_NONE, "out of place"},
+        {{"a", "a"}, MANIFEST_NONE, "twice"}, {{"a", "b\xff"}, MANIFEST_NONE, "UTF-8"},
+        {{"a", "b"}, 0, "file 0 of 0"},
+    };
+
+    for (unsigned i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct rf_error err = {0};
+        BUF_AUTO struct buf raw = {0};
+
+        put_identity_of_sources(&raw, 2);
+        put_source(&raw, cases[i].names[0], MANIFEST_NONE);
+        put_source(&raw, cases[i].names[1], cases[i].file);
+        if (cases[i].file != MANIFEST_NONE)
+            wire_put_u64(&raw, 0);
+        put_rank(&raw, 0);
+        enum rf_code code = decode_sealed(&raw, &err);
+        assert_int_equal(code, cases[i].words == NULL ? RF_OK : RF_E_PROTO);
+        if (cases[i].words != NULL)
+            assert_says(&err, cases[i].words);
+    }
 }
 
 /* A few bytes must not make us allocate for the millions that they announce. */
@@ -333,6 +445,12 @@ static void counts_beyond_the_bytes_are_refused(void **state)
         BUF_AUTO struct buf raw = {0};
         put_identity(&raw, counts[i][0], counts[i][1]);
         put_rank(&raw, counts[i][2]);
+        assert_int_equal(decode_sealed(&raw, NULL), RF_E_PROTO);
+    }
+    for (unsigned i = 1; i <= 3; i++) {
+        BUF_AUTO struct buf raw = {0};
+        put_identity_of_sources(&raw, i == 1 ? 1 : i == 2 ? MANIFEST_MAX_SOURCES : UINT32_MAX);
+        put_rank(&raw, 0);
         assert_int_equal(decode_sealed(&raw, NULL), RF_E_PROTO);
     }
 }
@@ -390,6 +508,8 @@ int main(void)
         cmocka_unit_test(names_that_lie_are_refused),
         cmocka_unit_test(aliases_that_lead_nowhere_are_refused),
         cmocka_unit_test(there_is_one_way_to_say_a_thing),
+        cmocka_unit_test(parts_that_lie_are_refused),
+        cmocka_unit_test(sources_that_lie_are_refused),
         cmocka_unit_test(counts_beyond_the_bytes_are_refused),
         cmocka_unit_test(later_ranks_do_not_count_earlier_tensors),
         cmocka_unit_test(sixty_thousand_tensors_survive_the_wire),

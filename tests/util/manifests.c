@@ -47,6 +47,19 @@ void add_file(struct manifest_builder *builder, const char *name, enum manifest_
         fail_msg("%s", err.text);
 }
 
+uint32_t add_source(struct manifest_builder *builder, const char *name, enum rf_dtype dtype,
+                    uint32_t ndim, const uint64_t *shape)
+{
+    const struct manifest_source source = {
+        .name = name, .dtype = dtype, .ndim = ndim, .shape = shape, .file = MANIFEST_NONE};
+    struct rf_error err = {0};
+    uint32_t index = MANIFEST_NONE;
+
+    if (manifest_add_source(builder, &source, &index, &err) != RF_OK)
+        fail_msg("%s", err.text);
+    return index;
+}
+
 enum rf_code try_tensor(struct manifest_builder *builder, const struct tensor_spec *spec,
                         struct rf_error *err)
 {
@@ -61,6 +74,8 @@ enum rf_code try_tensor(struct manifest_builder *builder, const struct tensor_sp
         .slice_start = sharded ? spec->slice_start : NULL,
         .file = spec->in_file ? spec->file : MANIFEST_NONE,
         .file_offset = spec->file_offset,
+        .parts = spec->parts,
+        .part_count = spec->part_count,
     };
 
     return manifest_add_tensor(builder, &tensor, spec->alias_of, err);
@@ -114,7 +129,19 @@ struct manifest *manifest_of_everything(void)
 
     add_file(builder, "model.safetensors", FILE_WEIGHTS, 1000, 200);
     add_file(builder, "config.json", FILE_SIDE, 321, 0);
+    const struct manifest_source weight = {.name = "weight",
+                                           .dtype = RF_DTYPE_BF16,
+                                           .ndim = 2,
+                                           .shape = (uint64_t[]){4, 10},
+                                           .file_offset = 240};
+    assert_int_equal(manifest_add_source(builder, &weight, NULL, NULL), RF_OK);
+    uint32_t bias = add_source(builder, "bias", RF_DTYPE_BF16, 1, (uint64_t[]){10});
     for (uint64_t i = 0; i < 2; i++) {
+        const struct part fused[] = {
+            {.source = 0, .axis = 1, .start = 5 * i, .count = 5},
+            {.source = MANIFEST_NONE, .count = 10},
+            {.source = bias, .start = 5 * i, .count = 5},
+        };
         const struct tensor_spec specs[] = {
             {.name = "norm",
              .dtype = RF_DTYPE_F32,
@@ -143,7 +170,22 @@ struct manifest *manifest_of_everything(void)
              .global_shape = {16, 8},
              .slice_start = {0, 4 * i}},
             {.name = "empty", .dtype = RF_DTYPE_I64, .ndim = 2, .shape = {0, 5}},
+            {.name = "fused",
+             .dtype = RF_DTYPE_BF16,
+             .ndim = 2,
+             .shape = {6, 5},
+             .parts = fused,
+             .part_count = 3},
+            {.name = "wide bias",
+             .dtype = RF_DTYPE_F32,
+             .ndim = 1,
+             .shape = {5},
+             .global_shape = {10},
+             .slice_start = {5 * i},
+             .parts = &fused[2],
+             .part_count = 1},
             {.name = "scale", .dtype = RF_DTYPE_F32},
+            {.name = "", .dtype = RF_DTYPE_U8},
             {.name = "\xce\xb1.\xe9\x87\x8d", .dtype = RF_DTYPE_F4, .ndim = 1, .shape = {6}},
         };
 
@@ -177,6 +219,27 @@ static void assert_same_tensor(const struct tensor *a, const struct tensor *b)
     assert_int_equal(a->order, b->order);
     assert_int_equal(a->file, b->file);
     assert_int_equal(a->file_offset, b->file_offset);
+    assert_int_equal(a->part_count, b->part_count);
+    for (uint32_t i = 0; i < a->part_count; i++) {
+        assert_int_equal(a->parts[i].source, b->parts[i].source);
+        assert_int_equal(a->parts[i].axis, b->parts[i].axis);
+        assert_int_equal(a->parts[i].start, b->parts[i].start);
+        assert_int_equal(a->parts[i].count, b->parts[i].count);
+        assert_int_equal(a->parts[i].offset, b->parts[i].offset);
+        assert_int_equal(a->parts[i].bytes, b->parts[i].bytes);
+    }
+}
+
+static void assert_same_source(const struct manifest_source *a, const struct manifest_source *b)
+{
+    assert_string_equal(a->name, b->name);
+    assert_int_equal(a->name_bytes, b->name_bytes);
+    assert_int_equal(a->dtype, b->dtype);
+    assert_int_equal(a->ndim, b->ndim);
+    assert_same_dims(a->shape, b->shape, a->ndim);
+    assert_int_equal(a->bytes, b->bytes);
+    assert_int_equal(a->file, b->file);
+    assert_int_equal(a->file_offset, b->file_offset);
 }
 
 void assert_same_manifest(const struct manifest *a, const struct manifest *b)
@@ -198,6 +261,9 @@ void assert_same_manifest(const struct manifest *a, const struct manifest *b)
         assert_int_equal(a->files[i].header_bytes, b->files[i].header_bytes);
         assert_memory_equal(a->files[i].digest, b->files[i].digest, sizeof a->files[i].digest);
     }
+    assert_int_equal(a->source_count, b->source_count);
+    for (uint32_t i = 0; i < a->source_count; i++)
+        assert_same_source(&a->sources[i], &b->sources[i]);
     assert_int_equal(a->rank_count, b->rank_count);
     for (uint32_t i = 0; i < a->rank_count; i++) {
         assert_int_equal(rank_id_compare(&a->ranks[i].id, &b->ranks[i].id), 0);

@@ -18,6 +18,8 @@ struct tensor_spec {
     bool in_file;
     uint32_t file;
     uint64_t file_offset;
+    const struct part *parts;
+    uint32_t part_count;
 };
 
 extern const struct rank_id whole_rank; /* tp0/1 */
@@ -27,6 +29,9 @@ struct manifest_builder *builder_new(uint32_t chunk_bytes);
 void add_rank(struct manifest_builder *builder, const struct rank_id *id);
 void add_file(struct manifest_builder *builder, const char *name, enum manifest_file_kind kind,
               uint64_t bytes, uint64_t header_bytes);
+/* A source without a file; returns its index. */
+uint32_t add_source(struct manifest_builder *builder, const char *name, enum rf_dtype dtype,
+                    uint32_t ndim, const uint64_t *shape);
 enum rf_code try_tensor(struct manifest_builder *builder, const struct tensor_spec *spec,
                         struct rf_error *err);
 void add_tensor(struct manifest_builder *builder, const struct tensor_spec *spec);
@@ -38,8 +43,9 @@ void assert_build_fails(struct manifest_builder *builder, const char *words);
 /* One rank of these tensors without files; the caller unrefs it. */
 struct manifest *manifest_of(const struct tensor_spec *specs, uint32_t count, uint32_t chunk_bytes);
 
-/* Has one of everything: a weight file and a side file, two ranks, slices, an alias, a scalar,
- * an empty tensor, a name beyond ASCII. */
+/* Has one of everything: a weight file and a side file, two sources, two ranks, slices, parts
+ * (a slice, zeros, a conversion), an alias, a scalar, an empty tensor, names beyond ASCII and without
+ * a character. */
 struct manifest *manifest_of_everything(void);
 
 /* Fails the running test unless both say the same. */

@@ -1,174 +1,14 @@
-/* The binary form of a manifest: byte tables in docs/wire-protocol.md. What manifest_decode() accepts,
- * manifest_encode() turns into the same bytes again. */
+/* Reading the binary form of a manifest, which may come from anybody. */
 #include "model/manifest_internal.h"
 
-#include <assert.h>
 #include <inttypes.h>
-
-static const uint8_t manifest_magic[4] = {'R', 'F', 'M', 'F'};
-
-enum {
-    IDENTITY_FIXED_BYTES = 40, /* magic to file_count and rank_count, without the texts */
-    TENSOR_FIXED_BYTES = 5,    /* u16 name_bytes u8 dtype u8 ndim u8 flags */
-    TENSOR_PLACE_BYTES = 8,    /* u32 order u32 file */
-    TENSOR_MIN_BYTES = TENSOR_FIXED_BYTES + 1 + TENSOR_PLACE_BYTES, /* with a name of one byte */
-    RANK_FIXED_BYTES = 4 * RANK_ID_WORDS + 4,
-    FILE_FIXED_BYTES = 1 + 2 + 8 + 8,
-};
-
-void manifest_set_id(struct manifest *manifest, const uint8_t *data, size_t bytes)
-{
-    hash_once(manifest->algorithm, data, bytes - MANIFEST_CHECK_BYTES, manifest->id);
-}
-
-/* ---- encoding ---- */
-
-static bool is_sharded(const struct tensor *tensor)
-{
-    return tensor->global_shape != tensor->shape;
-}
-
-size_t tensor_facts_bytes(const struct tensor *tensor)
-{
-    size_t dims = is_sharded(tensor) ? 3 * (size_t)tensor->ndim : tensor->ndim;
-
-    return TENSOR_FIXED_BYTES + tensor->name_bytes + 8 * dims +
-           (tensor->alias_of != MANIFEST_NONE ? 4 : 0);
-}
-
-static void dims_set(struct wire_out *out, const uint64_t *dims, uint32_t ndim)
-{
-    for (uint32_t i = 0; i < ndim; i++)
-        wire_set_u64(out, dims != NULL ? dims[i] : 0);
-}
-
-void tensor_facts_set(struct wire_out *out, const struct tensor *tensor)
-{
-    bool sharded = is_sharded(tensor);
-    bool alias = tensor->alias_of != MANIFEST_NONE;
-
-    wire_set_u16(out, (uint16_t)tensor->name_bytes);
-    wire_set_u8(out, (uint8_t)tensor->dtype);
-    wire_set_u8(out, (uint8_t)tensor->ndim);
-    wire_set_u8(out, (uint8_t)((sharded ? TENSOR_SHARDED : 0) | (alias ? TENSOR_ALIAS : 0)));
-    wire_set_bytes(out, tensor->name, tensor->name_bytes);
-    dims_set(out, tensor->shape, tensor->ndim);
-    if (sharded) {
-        dims_set(out, tensor->global_shape, tensor->ndim);
-        dims_set(out, tensor->slice_start, tensor->ndim);
-    }
-    if (alias)
-        wire_set_u32(out, tensor->alias_of);
-}
-
-static uint64_t encoded_bytes(const struct manifest *manifest)
-{
-    uint64_t bytes = IDENTITY_FIXED_BYTES + strlen(manifest->model) +
-                     strlen(manifest->architecture) + strlen(manifest->quantisation) +
-                     strlen(manifest->layout) + MANIFEST_CHECK_BYTES;
-
-    for (uint32_t i = 0; i < manifest->file_count; i++)
-        bytes +=
-            FILE_FIXED_BYTES + strlen(manifest->files[i].name) + hash_bytes(manifest->algorithm);
-    for (uint32_t i = 0; i < manifest->rank_count; i++) {
-        const struct manifest_rank *rank = &manifest->ranks[i];
-
-        bytes += RANK_FIXED_BYTES;
-        for (uint32_t j = 0; j < rank->tensor_count; j++)
-            bytes += tensor_facts_bytes(&rank->tensors[j]) + TENSOR_PLACE_BYTES +
-                     (rank->tensors[j].file != MANIFEST_NONE ? 8 : 0);
-    }
-    return bytes;
-}
-
-static void text_set(struct wire_out *out, const char *text)
-{
-    size_t bytes = strlen(text); /* checked: at most RF_MAX_NAME_BYTES */
-
-    wire_set_u16(out, (uint16_t)bytes);
-    wire_set_bytes(out, text, bytes);
-}
-
-static void identity_set(struct wire_out *out, const struct manifest *manifest)
-{
-    wire_set_bytes(out, manifest_magic, sizeof manifest_magic);
-    wire_set_u16(out, MANIFEST_VERSION);
-    wire_set_u16(out, 0);
-    wire_set_u8(out, (uint8_t)manifest->stage);
-    wire_set_u8(out, (uint8_t)manifest->algorithm);
-    wire_set_u16(out, 0);
-    wire_set_u32(out, manifest->chunk_bytes);
-    wire_set_u64(out, manifest->weight_version);
-    text_set(out, manifest->model);
-    text_set(out, manifest->architecture);
-    text_set(out, manifest->quantisation);
-    text_set(out, manifest->layout);
-    wire_set_u32(out, manifest->file_count);
-    wire_set_u32(out, manifest->rank_count);
-}
-
-static void file_set(struct wire_out *out, const struct manifest *manifest,
-                     const struct manifest_file *file)
-{
-    wire_set_u8(out, (uint8_t)file->kind);
-    text_set(out, file->name);
-    wire_set_u64(out, file->bytes);
-    wire_set_u64(out, file->header_bytes);
-    wire_set_bytes(out, file->digest, hash_bytes(manifest->algorithm));
-}
-
-static void rank_set(struct wire_out *out, const struct manifest_rank *rank)
-{
-    uint32_t words[RANK_ID_WORDS];
-
-    rank_id_words(&rank->id, words);
-    for (unsigned i = 0; i < RANK_ID_WORDS; i++)
-        wire_set_u32(out, words[i]);
-    wire_set_u32(out, rank->tensor_count);
-    for (uint32_t i = 0; i < rank->tensor_count; i++) {
-        const struct tensor *tensor = &rank->tensors[i];
-
-        tensor_facts_set(out, tensor);
-        wire_set_u32(out, tensor->order);
-        wire_set_u32(out, tensor->file);
-        if (tensor->file != MANIFEST_NONE)
-            wire_set_u64(out, tensor->file_offset);
-    }
-}
-
-enum rf_code manifest_encode(const struct manifest *manifest, struct buf *out, struct rf_error *err)
-{
-    uint64_t bytes = encoded_bytes(manifest);
-    uint8_t check[HASH_MAX_BYTES];
-
-    if (bytes > MANIFEST_MAX_BYTES)
-        return rf_fail(err, RF_E_INVAL,
-                       "manifest: %" PRIu64 " bytes in binary form, allowed are %d", bytes,
-                       MANIFEST_MAX_BYTES);
-    uint8_t *begin = buf_reserve(out, bytes);
-    if (begin == NULL)
-        return rf_fail(err, RF_E_NOMEM, "manifest: no memory for its %" PRIu64 " bytes", bytes);
-
-    struct wire_out at = {.at = begin};
-    identity_set(&at, manifest);
-    for (uint32_t i = 0; i < manifest->file_count; i++)
-        file_set(&at, manifest, &manifest->files[i]);
-    for (uint32_t i = 0; i < manifest->rank_count; i++)
-        rank_set(&at, &manifest->ranks[i]);
-    hash_once(HASH_XXH3_128, begin, (size_t)(at.at - begin), check);
-    wire_set_bytes(&at, check, MANIFEST_CHECK_BYTES);
-    assert(at.at == begin + bytes);
-    out->bytes += bytes;
-    return RF_OK;
-}
-
-/* ---- decoding ---- */
 
 struct decoder {
     struct wire_in in;
     size_t bytes;
     struct manifest *manifest;
     uint64_t tensor_count; /* of all ranks so far */
+    uint64_t part_count;   /* of all tensors so far */
     struct rf_error *err;
 };
 
@@ -232,8 +72,7 @@ static enum rf_code identity_get(struct decoder *decoder)
     struct manifest *manifest = decoder->manifest;
     struct wire_in *in = &decoder->in;
 
-    wire_get_bytes(in,
-                   sizeof manifest_magic); /* looked at by envelope_check(), and so is version */
+    wire_get_bytes(in, MANIFEST_MAGIC_BYTES); /* looked at by envelope_check(), and so is version */
     wire_get_u16(in);
     unsigned flags = wire_get_u16(in);
     manifest->stage = (enum manifest_stage)wire_get_u8(in);
@@ -248,6 +87,7 @@ static enum rf_code identity_get(struct decoder *decoder)
     if (code != RF_OK)
         return code;
     manifest->file_count = wire_get_u32(in);
+    manifest->source_count = wire_get_u32(in);
     manifest->rank_count = wire_get_u32(in);
     if (!in->ok)
         return fail_short(decoder, "its first part");
@@ -335,9 +175,9 @@ static enum rf_code tensor_begin(struct decoder *decoder, struct tensor *tensor,
     tensor->name = arena_strndup(&decoder->manifest->arena, (const char *)name, tensor->name_bytes);
     if (tensor->name == NULL)
         return fail_memory(decoder);
-    if (flags > (TENSOR_SHARDED | TENSOR_ALIAS))
+    if (flags > TENSOR_FLAGS)
         return rf_fail(decoder->err, RF_E_PROTO, "tensor %.*s: flags %#x, allowed are %#x",
-                       MANIFEST_SHOWN_NAME, tensor->name, flags, TENSOR_SHARDED | TENSOR_ALIAS);
+                       MANIFEST_SHOWN_NAME, tensor->name, flags, TENSOR_FLAGS);
     if (tensor->ndim > RF_MAX_DIMS)
         return rf_fail(decoder->err, RF_E_PROTO,
                        "tensor %.*s: %" PRIu32 " dimensions, allowed are %d", MANIFEST_SHOWN_NAME,
@@ -361,9 +201,39 @@ static enum rf_code tensor_dims_get(struct decoder *decoder, struct tensor *tens
     return RF_OK;
 }
 
+/* Reads the parts as they are said; parts_check() comes later. */
+static enum rf_code parts_get(struct decoder *decoder, struct tensor *tensor,
+                              struct part **ret_parts)
+{
+    uint32_t count = wire_get_u32(&decoder->in);
+
+    if (!decoder->in.ok)
+        return fail_short(decoder, "a tensor");
+    enum rf_code code =
+        count_check(decoder, "parts", count, MANIFEST_MAX_PARTS - decoder->part_count, PART_BYTES);
+    if (code != RF_OK)
+        return code;
+    decoder->part_count += count;
+    struct part *parts =
+        arena_alloc(&decoder->manifest->arena, (size_t)count * sizeof *tensor->parts);
+    if (parts == NULL)
+        return fail_memory(decoder);
+    for (uint32_t i = 0; i < count; i++) {
+        parts[i] = (struct part){.source = wire_get_u32(&decoder->in)};
+        parts[i].axis = wire_get_u8(&decoder->in);
+        parts[i].start = wire_get_u64(&decoder->in);
+        parts[i].count = wire_get_u64(&decoder->in);
+    }
+    tensor->parts = parts;
+    tensor->part_count = count;
+    *ret_parts = parts;
+    return RF_OK;
+}
+
 static enum rf_code tensor_get(struct decoder *decoder, struct tensor *tensor)
 {
     struct wire_in *in = &decoder->in;
+    struct part *parts = NULL;
     unsigned flags = 0;
     enum rf_code code = tensor_begin(decoder, tensor, &flags);
     bool sharded = (flags & TENSOR_SHARDED) != 0;
@@ -375,19 +245,67 @@ static enum rf_code tensor_get(struct decoder *decoder, struct tensor *tensor)
         return code;
     if (alias)
         tensor->alias_of = wire_get_u32(in);
+    if ((flags & TENSOR_PARTS) != 0)
+        code = parts_get(decoder, tensor, &parts);
+    if (code != RF_OK)
+        return code;
     tensor->order = wire_get_u32(in);
     tensor->file = wire_get_u32(in);
     tensor->file_offset = tensor->file != MANIFEST_NONE ? wire_get_u64(in) : 0;
     if (!in->ok)
         return fail_short(decoder, "a tensor");
     code = tensor_check(decoder->manifest, tensor, RF_E_PROTO, decoder->err);
+    if (code == RF_OK && parts != NULL)
+        code = parts_check(decoder->manifest, tensor, parts, RF_E_PROTO, decoder->err);
     if (code != RF_OK)
         return code;
     /* There must be one way to say a thing, or equal manifests would have different ids. */
-    if (sharded != is_sharded(tensor) || alias != (tensor->alias_of != MANIFEST_NONE))
+    if (sharded != (tensor->global_shape != tensor->shape) ||
+        alias != (tensor->alias_of != MANIFEST_NONE) ||
+        ((flags & TENSOR_PARTS) != 0) != (tensor->part_count > 0))
         return rf_fail(decoder->err, RF_E_PROTO, "tensor %.*s: flags %#x say what is not so",
                        MANIFEST_SHOWN_NAME, tensor->name, flags);
     return RF_OK;
+}
+
+static enum rf_code source_get(struct decoder *decoder, struct manifest_source *source)
+{
+    struct wire_in *in = &decoder->in;
+
+    *source = (struct manifest_source){.name_bytes = wire_get_u16(in)};
+    source->dtype = (enum rf_dtype)wire_get_u8(in);
+    source->ndim = wire_get_u8(in);
+    const uint8_t *name = wire_get_bytes(in, source->name_bytes);
+    if (!in->ok)
+        return fail_short(decoder, "a source's name");
+    source->name = arena_strndup(&decoder->manifest->arena, (const char *)name, source->name_bytes);
+    if (source->name == NULL)
+        return fail_memory(decoder);
+    source->shape = dims_get(decoder, source->ndim, 1);
+    source->file = wire_get_u32(in);
+    source->file_offset = source->file != MANIFEST_NONE ? wire_get_u64(in) : 0;
+    if (!in->ok)
+        return fail_short(decoder, "a source");
+    if (source->shape == NULL)
+        return fail_memory(decoder);
+    return source_check(decoder->manifest, source, RF_E_PROTO, decoder->err);
+}
+
+static enum rf_code sources_get(struct decoder *decoder)
+{
+    struct manifest *manifest = decoder->manifest;
+    enum rf_code code = count_check(decoder, "sources", manifest->source_count,
+                                    MANIFEST_MAX_SOURCES, SOURCE_FIXED_BYTES + SOURCE_PLACE_BYTES);
+
+    if (code != RF_OK)
+        return code;
+    manifest->sources =
+        arena_alloc(&manifest->arena, manifest->source_count * sizeof *manifest->sources);
+    if (manifest->sources == NULL)
+        return fail_memory(decoder);
+    for (uint32_t i = 0; i < manifest->source_count && code == RF_OK; i++)
+        code = source_get(decoder, &manifest->sources[i]);
+    return code;
 }
 
 static enum rf_code rank_get(struct decoder *decoder, struct manifest_rank *rank)
@@ -442,11 +360,11 @@ static enum rf_code ranks_get(struct decoder *decoder)
 static enum rf_code envelope_check(const uint8_t *data, size_t bytes, struct rf_error *err)
 {
     struct wire_in in = wire_in_over(data, bytes);
-    const uint8_t *magic = wire_get_bytes(&in, sizeof manifest_magic);
+    const uint8_t *magic = wire_get_bytes(&in, MANIFEST_MAGIC_BYTES);
     unsigned version = wire_get_u16(&in);
     uint8_t check[HASH_MAX_BYTES];
 
-    if (!in.ok || memcmp(magic, manifest_magic, sizeof manifest_magic) != 0)
+    if (!in.ok || memcmp(magic, MANIFEST_MAGIC, MANIFEST_MAGIC_BYTES) != 0)
         return rf_fail(err, RF_E_PROTO,
                        "these %zu bytes are no manifest: they do not begin with RFMF", bytes);
     if (version != MANIFEST_VERSION)
@@ -486,6 +404,8 @@ enum rf_code manifest_decode(const uint8_t *data, size_t bytes, struct manifest 
     code = identity_get(&decoder);
     if (code == RF_OK)
         code = files_get(&decoder);
+    if (code == RF_OK)
+        code = sources_get(&decoder);
     if (code == RF_OK)
         code = ranks_get(&decoder);
     if (code == RF_OK)
