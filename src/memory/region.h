@@ -80,6 +80,22 @@ enum rf_code region_load(struct region *region, uint64_t offset, const char *pat
                          uint64_t file_offset, uint64_t bytes, unsigned threads, bool direct,
                          region_progress_fn progress, void *ctx, struct rf_error *err);
 
+/* The same for many pieces of several files at once. spans are ordered by offset and do not overlap. */
+struct region_file {
+    const char *path;
+    int fd;
+};
+struct region_span {
+    uint64_t offset; /* in the region */
+    uint64_t bytes;
+    uint64_t file_offset;
+    uint32_t file; /* index in files */
+};
+enum rf_code region_load_spans(struct region *region, const struct region_file *files,
+                               uint32_t file_count, const struct region_span *spans,
+                               uint32_t span_count, unsigned threads, bool direct,
+                               region_progress_fn progress, void *ctx, struct rf_error *err);
+
 /* memcpy on several threads; threads 0 = what this machine needs to saturate memory. */
 void memory_copy(void *dst, const void *src, uint64_t bytes, unsigned threads);
 

@@ -42,25 +42,23 @@ struct buffer {
     struct buffer *next;
 };
 
-/* One region_load(), shared by its threads. */
+/* One region_load_spans(), shared by its threads. */
 struct load {
     struct region *region;
-    const char *path;
-    int fd;
-    uint64_t offset; /* in the region */
-    uint64_t end;
-    uint64_t file_offset; /* of the byte that goes to `offset` */
+    const struct region_file *files;
+    const struct region_span *spans;
+    uint32_t span_count;
     unsigned threads;
     region_progress_fn progress;
     void *ctx;
-    int direct_fd; /* the same file with O_DIRECT; -1 if not wanted or not possible */
+    int *direct_fds; /* [of files] the same with O_DIRECT; -1 if not wanted or not possible */
     struct mutex lock;
     struct buffer *buffers RF_GUARDED_BY(lock); /* not in use */
 };
 
 /* ---- buffers ---- */
 
-static void *buffer_take(struct load *load, struct rf_error *err)
+static void *buffer_take(struct load *load, const char *path, struct rf_error *err)
 {
     mutex_lock(&load->lock);
     struct buffer *buffer = load->buffers;
@@ -71,7 +69,7 @@ static void *buffer_take(struct load *load, struct rf_error *err)
         buffer = aligned_alloc(LOAD_ALIGN_BYTES, LOAD_DIRECT_BYTES);
     if (buffer == NULL)
         (void)rf_fail(err, RF_E_NOMEM, "no memory for a buffer of %d bytes to read %s",
-                      LOAD_DIRECT_BYTES, load->path);
+                      LOAD_DIRECT_BYTES, path);
     return buffer;
 }
 
@@ -94,39 +92,48 @@ static void buffers_free(struct load *load)
     }
 }
 
-/* ---- errors ---- */
+/* ---- one span ---- */
 
-static enum rf_code fail_short(const struct load *load, uint64_t file_at, struct rf_error *err)
+/* A span, and the file that it comes from. */
+struct origin {
+    const struct load *load;
+    const struct region_span *span;
+    const char *path;
+    int fd;
+    int direct_fd;
+};
+
+static uint64_t file_at(const struct origin *from, uint64_t at)
+{
+    return from->span->file_offset + (at - from->span->offset);
+}
+
+static enum rf_code fail_short(const struct origin *from, uint64_t file_at, struct rf_error *err)
 {
     return rf_fail(
         err, RF_E_CHANGED,
         "%s ends at %" PRIu64 ", but %" PRIu64 " bytes at %" PRIu64
         " were to be loaded: it was cut short since its header was read, or is still being "
         "written",
-        load->path, file_at, load->end - load->offset, load->file_offset);
+        from->path, file_at, from->span->bytes, from->span->file_offset);
 }
 
-static enum rf_code fail_read(const struct load *load, uint64_t file_at, struct rf_error *err)
+static enum rf_code fail_read(const struct origin *from, uint64_t file_at, struct rf_error *err)
 {
     if (errno == EFAULT)
         return rf_fail(err, RF_E_NOMEM,
                        "no memory for %s at %" PRIu64 ": free some, take a smaller model, or serve "
                        "its files with --mmap",
-                       load->path, file_at);
-    return rf_fail_sys(err, "read %s at %" PRIu64, load->path, file_at);
+                       from->path, file_at);
+    return rf_fail_sys(err, "read %s at %" PRIu64, from->path, file_at);
 }
 
-/* ---- one range of the region, [at, end) ---- */
+/* ---- one range of a span, [at, end) in the region ---- */
 
 static void progressed(const struct load *load, uint64_t bytes)
 {
     if (load->progress != NULL)
         load->progress(load->ctx, bytes);
-}
-
-static uint64_t file_at(const struct load *load, uint64_t at)
-{
-    return load->file_offset + (at - load->offset);
 }
 
 /* Puts bytes from a buffer where they belong. */
@@ -155,121 +162,155 @@ static enum rf_code store(const struct load *load, uint64_t at, const uint8_t *f
 
 /* Reads into the mapping, with O_DIRECT as far as `fd` has it and its alignment lasts: a file that was
  * cut short ends a read in the middle of a block. */
-static enum rf_code load_mapped(const struct load *load, int fd, uint64_t at, uint64_t end,
+static enum rf_code load_mapped(const struct origin *from, int fd, uint64_t at, uint64_t end,
                                 struct rf_error *err)
 {
     while (at < end) {
         ssize_t got =
-            pread(fd, load->region->data + at, (size_t)(end - at), (off_t)file_at(load, at));
+            pread(fd, from->load->region->data + at, (size_t)(end - at), (off_t)file_at(from, at));
         if (got < 0 && errno == EINTR)
             continue;
-        if (got < 0 && errno == EINVAL && fd != load->fd) {
-            fd = load->fd;
+        if (got < 0 && errno == EINVAL && fd != from->fd) {
+            fd = from->fd;
             continue;
         }
         if (got < 0)
-            return fail_read(load, file_at(load, at), err);
+            return fail_read(from, file_at(from, at), err);
         if (got == 0)
-            return fail_short(load, file_at(load, at), err);
+            return fail_short(from, file_at(from, at), err);
         at += (uint64_t)got;
-        progressed(load, (uint64_t)got);
+        progressed(from->load, (uint64_t)got);
         if (at % LOAD_ALIGN_BYTES != 0)
-            fd = load->fd;
+            fd = from->fd;
     }
     return RF_OK;
 }
 
 /* Reads through a buffer. */
-static enum rf_code load_buffered(const struct load *load, uint64_t at, uint64_t end,
+static enum rf_code load_buffered(const struct origin *from, uint64_t at, uint64_t end,
                                   uint8_t *buffer, bool mapped, struct rf_error *err)
 {
     while (at < end) {
         uint64_t bytes = end - at < LOAD_BUFFERED_BYTES ? end - at : LOAD_BUFFERED_BYTES;
-        ssize_t got = pread(load->fd, buffer, (size_t)bytes, (off_t)file_at(load, at));
+        ssize_t got = pread(from->fd, buffer, (size_t)bytes, (off_t)file_at(from, at));
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            return fail_read(load, file_at(load, at), err);
+            return fail_read(from, file_at(from, at), err);
         if (got == 0)
-            return fail_short(load, file_at(load, at), err);
-        enum rf_code code = store(load, at, buffer, (uint64_t)got, mapped, err);
+            return fail_short(from, file_at(from, at), err);
+        enum rf_code code = store(from->load, at, buffer, (uint64_t)got, mapped, err);
         if (code != RF_OK)
             return code;
         at += (uint64_t)got;
-        progressed(load, (uint64_t)got);
+        progressed(from->load, (uint64_t)got);
     }
     return RF_OK;
 }
 
 /* The same with O_DIRECT: the file is read in aligned pieces, of which the first and the last are used
  * in part. Leaves what it cannot do to buffered reads: *ret_at is how far it came. */
-static enum rf_code load_direct(const struct load *load, int fd, uint64_t *ret_at, uint64_t end,
+static enum rf_code load_direct(const struct origin *from, uint64_t *ret_at, uint64_t end,
                                 uint8_t *buffer, bool mapped, struct rf_error *err)
 {
     while (*ret_at < end) {
-        uint64_t from = file_at(load, *ret_at) / LOAD_ALIGN_BYTES * LOAD_ALIGN_BYTES;
-        uint64_t skip = file_at(load, *ret_at) - from;
-        ssize_t got = pread(fd, buffer, LOAD_DIRECT_BYTES, (off_t)from);
+        uint64_t block = file_at(from, *ret_at) / LOAD_ALIGN_BYTES * LOAD_ALIGN_BYTES;
+        uint64_t skip = file_at(from, *ret_at) - block;
+        ssize_t got = pread(from->direct_fd, buffer, LOAD_DIRECT_BYTES, (off_t)block);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0 && errno != EINVAL)
-            return fail_read(load, from, err);
+            return fail_read(from, block, err);
         /* EINVAL: not with this file system or device. Nothing new: buffered reads find out why. */
         if (got < 0 || (uint64_t)got <= skip)
             return RF_OK;
         uint64_t bytes = (uint64_t)got - skip;
         bytes = bytes < end - *ret_at ? bytes : end - *ret_at;
-        enum rf_code code = store(load, *ret_at, buffer + skip, bytes, mapped, err);
+        enum rf_code code = store(from->load, *ret_at, buffer + skip, bytes, mapped, err);
         if (code != RF_OK)
             return code;
         *ret_at += bytes;
-        progressed(load, bytes);
+        progressed(from->load, bytes);
     }
     return RF_OK;
 }
 
 /* Whether O_DIRECT can read [at, end) where it belongs: its alignment must fit, and its end too. */
-static bool fits_direct(const struct load *load, uint64_t at, uint64_t end)
+static bool fits_direct(const struct origin *from, uint64_t at, uint64_t end)
 {
-    return file_at(load, at) % LOAD_ALIGN_BYTES == 0 && at % LOAD_ALIGN_BYTES == 0 &&
+    return file_at(from, at) % LOAD_ALIGN_BYTES == 0 && at % LOAD_ALIGN_BYTES == 0 &&
            end % LOAD_ALIGN_BYTES == 0;
 }
 
 /* One piece; mapped: its pages are there, or are to come by faults. */
-static enum rf_code load_range(struct load *load, uint64_t at, uint64_t end, bool mapped,
-                               struct rf_error *err)
+static enum rf_code load_range(struct load *load, const struct region_span *span, uint64_t at,
+                               uint64_t end, bool mapped, struct rf_error *err)
 {
-    int direct_fd = load->direct_fd;
+    const struct origin from = {
+        .load = load,
+        .span = span,
+        .path = load->files[span->file].path,
+        .fd = load->files[span->file].fd,
+        .direct_fd = load->direct_fds[span->file],
+    };
     enum rf_code code = RF_OK;
 
-    if (mapped && direct_fd < 0)
-        return load_mapped(load, load->fd, at, end, err);
-    if (mapped && fits_direct(load, at, end))
-        return load_mapped(load, direct_fd, at, end, err);
-    uint8_t *buffer = buffer_take(load, err);
+    if (mapped && from.direct_fd < 0)
+        return load_mapped(&from, from.fd, at, end, err);
+    if (mapped && fits_direct(&from, at, end))
+        return load_mapped(&from, from.direct_fd, at, end, err);
+    uint8_t *buffer = buffer_take(load, from.path, err);
     if (buffer == NULL)
         return RF_E_NOMEM;
-    if (direct_fd >= 0)
-        code = load_direct(load, direct_fd, &at, end, buffer, mapped, err);
+    if (from.direct_fd >= 0)
+        code = load_direct(&from, &at, end, buffer, mapped, err);
     if (code == RF_OK)
-        code = load_buffered(load, at, end, buffer, mapped, err);
+        code = load_buffered(&from, at, end, buffer, mapped, err);
     buffer_give(load, buffer);
     return code;
 }
 
-/* The item-th extent that the load touches. */
+/* The first span that ends behind `at`; span_count if none does. */
+static uint32_t span_find(const struct load *load, uint64_t at)
+{
+    uint32_t low = 0;
+    uint32_t high = load->span_count;
+
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+
+        if (load->spans[middle].offset + load->spans[middle].bytes <= at)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* What goes to the item-th extent, counted from the one that the first span begins in. Spans share
+ * extents: an extent is one thread's. */
 static enum rf_code load_extent(void *ctx, uint64_t item, struct rf_error *err)
 {
     struct load *load = ctx;
-    uint64_t first = load->offset / REGION_EXTENT_BYTES + item;
-    uint64_t at = first * REGION_EXTENT_BYTES;
-    uint64_t end = at + REGION_EXTENT_BYTES;
+    uint64_t first = load->spans[0].offset / REGION_EXTENT_BYTES + item;
+    uint64_t begin = first * REGION_EXTENT_BYTES;
+    uint64_t limit = begin + REGION_EXTENT_BYTES;
+    enum rf_code code = RF_OK;
+    uint32_t i = span_find(load, begin);
 
-    at = at > load->offset ? at : load->offset;
-    end = end < load->end ? end : load->end;
-    bool huge = region_extent_prepare(load->region, at) == EXTENT_HUGE;
+    if (i == load->span_count || load->spans[i].offset >= limit)
+        return RF_OK;
+    bool huge = region_extent_prepare(load->region, begin) == EXTENT_HUGE;
     bool mapped = huge || load->region->fd < 0 || load->threads > LOAD_WRITERS;
-    return load_range(load, at, end, mapped, err);
+    for (; code == RF_OK && i < load->span_count && load->spans[i].offset < limit; i++) {
+        const struct region_span *span = &load->spans[i];
+        uint64_t at = span->offset > begin ? span->offset : begin;
+        uint64_t end = span->offset + span->bytes;
+
+        if (at < end)
+            code = load_range(load, span, at, end < limit ? end : limit, mapped, err);
+    }
+    return code;
 }
 
 /* The same file for O_DIRECT, whatever has become of its path; -1 if that cannot be. One read tries
@@ -289,41 +330,101 @@ static int direct_open(int fd, uint64_t file_offset)
     return rf_take(direct, -1);
 }
 
+static enum rf_code spans_check(const struct load *load, struct rf_error *err)
+{
+    const struct region *region = load->region;
+    uint64_t before = 0;
+
+    for (uint32_t i = 0; i < load->span_count; i++) {
+        const struct region_span *span = &load->spans[i];
+        const char *path = load->files[span->file].path;
+        enum rf_code code = region_range_check(region, span->offset, span->bytes, err);
+
+        if (code != RF_OK)
+            return code;
+        if (span->offset < before)
+            return rf_fail(err, RF_E_INVAL,
+                           "%s: what goes to %" PRIu64 " of a region comes after what ends at "
+                           "%" PRIu64,
+                           path, span->offset, before);
+        before = span->offset + span->bytes;
+        if (!region->writable)
+            return rf_fail(err, RF_E_INVAL, "%s cannot be loaded into %s: that is not writable",
+                           path, region->name != NULL ? region->name : "a borrowed region");
+        if (span->file_offset > INT64_MAX || span->bytes > INT64_MAX - span->file_offset)
+            return rf_fail(err, RF_E_INVAL,
+                           "%s: %" PRIu64 " bytes at %" PRIu64 " are beyond what a file can have",
+                           path, span->bytes, span->file_offset);
+    }
+    return RF_OK;
+}
+
+/* Each file is tried where its first span begins. */
+static void direct_open_all(struct load *load, uint32_t file_count)
+{
+    rf_autofree bool *tried = calloc(file_count + (size_t)1, sizeof *tried);
+
+    for (uint32_t i = 0; tried != NULL && i < load->span_count; i++) {
+        const struct region_span *span = &load->spans[i];
+        const struct region_file *file = &load->files[span->file];
+
+        if (tried[span->file] || span->bytes == 0)
+            continue;
+        tried[span->file] = true;
+        load->direct_fds[span->file] = direct_open(file->fd, span->file_offset);
+        if (load->direct_fds[span->file] < 0)
+            log_debug("no direct reads", "path=%s", file->path);
+    }
+}
+
+enum rf_code region_load_spans(struct region *region, const struct region_file *files,
+                               uint32_t file_count, const struct region_span *spans,
+                               uint32_t span_count, unsigned threads, bool direct,
+                               region_progress_fn progress, void *ctx, struct rf_error *err)
+{
+    rf_autofree int *direct_fds = calloc(file_count + (size_t)1, sizeof *direct_fds);
+    struct load load = {.region = region,
+                        .files = files,
+                        .spans = spans,
+                        .span_count = span_count,
+                        .threads = threads,
+                        .progress = progress,
+                        .ctx = ctx,
+                        .direct_fds = direct_fds};
+    enum rf_code code = spans_check(&load, err);
+
+    if (code != RF_OK || span_count == 0)
+        return code;
+    if (direct_fds == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " files", file_count);
+    for (uint32_t i = 0; i < file_count; i++)
+        direct_fds[i] = -1;
+    if (direct)
+        direct_open_all(&load, file_count);
+    mutex_init(&load.lock);
+    const struct region_span *last = &spans[span_count - 1];
+    uint64_t end = last->offset + last->bytes;
+    uint64_t extents = (end + REGION_EXTENT_BYTES - 1) / REGION_EXTENT_BYTES -
+                       spans[0].offset / REGION_EXTENT_BYTES;
+    code = thread_parallel(threads, extents, load_extent, &load, err);
+    mutex_destroy(&load.lock);
+    buffers_free(&load);
+    for (uint32_t i = 0; i < file_count; i++) {
+        if (direct_fds[i] >= 0)
+            close(direct_fds[i]);
+    }
+    return code;
+}
+
 enum rf_code region_load(struct region *region, uint64_t offset, const char *path, int fd,
                          uint64_t file_offset, uint64_t bytes, unsigned threads, bool direct,
                          region_progress_fn progress, void *ctx, struct rf_error *err)
 {
-    struct load load = {.region = region,
-                        .path = path,
-                        .fd = fd,
-                        .offset = offset,
-                        .end = offset + bytes,
-                        .file_offset = file_offset,
-                        .threads = threads,
-                        .progress = progress,
-                        .ctx = ctx,
-                        .direct_fd = -1};
-    enum rf_code code = region_range_check(region, offset, bytes, err);
+    const struct region_file file = {.path = path, .fd = fd};
+    const struct region_span span = {
+        .offset = offset, .bytes = bytes, .file = 0, .file_offset = file_offset};
 
-    if (code != RF_OK || bytes == 0)
-        return code;
-    if (!region->writable)
-        return rf_fail(err, RF_E_INVAL, "%s cannot be loaded into %s: that is not writable", path,
-                       region->name != NULL ? region->name : "a borrowed region");
-    if (file_offset > INT64_MAX || bytes > INT64_MAX - file_offset)
-        return rf_fail(err, RF_E_INVAL,
-                       "%s: %" PRIu64 " bytes at %" PRIu64 " are beyond what a file can have", path,
-                       bytes, file_offset);
-    if (direct)
-        load.direct_fd = direct_open(fd, file_offset);
-    if (direct && load.direct_fd < 0)
-        log_debug("no direct reads", "path=%s", path);
-    mutex_init(&load.lock);
-    uint64_t extents = (load.end - 1) / REGION_EXTENT_BYTES - offset / REGION_EXTENT_BYTES + 1;
-    code = thread_parallel(threads, extents, load_extent, &load, err);
-    mutex_destroy(&load.lock);
-    buffers_free(&load);
-    if (load.direct_fd >= 0)
-        close(load.direct_fd);
-    return code;
+    if (bytes == 0)
+        return region_range_check(region, offset, bytes, err);
+    return region_load_spans(region, &file, 1, &span, 1, threads, direct, progress, ctx, err);
 }

@@ -266,6 +266,62 @@ static void direct_reads_fall_back_to_buffered_ones(void **state)
     region_unref(region);
 }
 
+/* Many small ones in an extent, large ones over several, gaps between them, two files in turn. */
+static void spans_of_several_files_land_side_by_side(void **state)
+{
+    (void)state;
+    enum { SPANS = 300, REGION_BYTES = 40 * MIB };
+    const struct region_file files[] = {{path, fd}, {"again", fd}};
+    struct region_span spans[SPANS];
+    uint64_t wanted = 0;
+    uint64_t at = 7;
+
+    for (unsigned i = 0; i < SPANS; i++) {
+        uint64_t bytes = i % 100 == 99 ? 9 * MIB + i : 20 + (i * 7919) % 30000;
+        uint64_t from = (i * 104729) % (FILE_BYTES - bytes);
+
+        spans[i] = (struct region_span){at, bytes, from, i % 2};
+        at += bytes + (i % 3 == 0 ? 0 : (i * 31) % 5000);
+        wanted += bytes;
+    }
+    assert_true(at <= REGION_BYTES);
+    for (unsigned variant = 0; variant < 4; variant++) {
+        struct region *region = make_region(REGION_MEMFD, REGION_BYTES);
+        atomic_uint_fast64_t progress = 0;
+        struct rf_error err = {0};
+
+        if (region_load_spans(region, files, 2, spans, SPANS, variant & 1 ? 4 : 1, variant >= 2,
+                              add_up, &progress, &err) != RF_OK)
+            fail_msg("variant %u: %s", variant, err.text);
+        assert_int_equal(progress, wanted);
+        for (unsigned i = 0; i < SPANS; i++) {
+            const uint8_t *data = region_data(region) + spans[i].offset;
+
+            assert_memory_equal(data, content + spans[i].file_offset, (size_t)spans[i].bytes);
+            uint64_t end = spans[i].offset + spans[i].bytes;
+            uint64_t next = i + 1 < SPANS ? spans[i + 1].offset : REGION_BYTES;
+            check_zero(region_data(region) + end, (size_t)(next - end));
+        }
+        region_unref(region);
+    }
+}
+
+static void spans_out_of_order_are_refused(void **state)
+{
+    (void)state;
+    const struct region_file file = {path, fd};
+    const struct region_span spans[] = {{100, 50, 0, 0}, {149, 10, 0, 0}};
+    struct region *region = make_region(REGION_MEMFD, MIB);
+    struct rf_error err = {0};
+
+    assert_int_equal(region_load_spans(region, &file, 1, spans, 2, 1, false, NULL, NULL, &err),
+                     RF_E_INVAL);
+    assert_says(&err, "what goes to 149");
+    assert_int_equal(region_load_spans(region, &file, 1, spans, 0, 1, false, NULL, NULL, &err),
+                     RF_OK);
+    region_unref(region);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -278,6 +334,8 @@ int main(void)
         cmocka_unit_test(what_is_not_writable_is_not_loaded_into),
         cmocka_unit_test(unreadable_descriptor_is_an_error_of_the_system),
         cmocka_unit_test(direct_reads_fall_back_to_buffered_ones),
+        cmocka_unit_test(spans_of_several_files_land_side_by_side),
+        cmocka_unit_test(spans_out_of_order_are_refused),
     };
     return cmocka_run_group_tests(tests, make_file, remove_file);
 }
