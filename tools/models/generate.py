@@ -376,10 +376,24 @@ def holds(folder: Path, recipe: dict[str, object], tensors: Sequence[Tensor], sh
     return True
 
 
+def check_disk(folder: Path, needed: int, *, whole: bool) -> None:
+    """OSError unless `needed` bytes would go on the disk of `folder`, which need not exist yet: on what is free, or on
+    the whole of it.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    usage = shutil.disk_usage(folder)
+    room, word = (usage.total, "on the whole disk") if whole else (usage.free, "free")
+    if room < needed + needed // 100:
+        raise OSError(errno.ENOSPC, f"{needed} bytes needed, {room} {word}", str(folder))
+
+
 def generate(arguments: argparse.Namespace) -> str:
     """Makes the folder; returns the line to print. ValueError or OSError when it cannot."""
     begin = time.monotonic()
     shape = shape_of(arguments)
+    # Before a list of its tensors is made, which could take more memory than there is.
+    check_disk(arguments.out.resolve().parent, shape.elements * DTYPE_BITS[arguments.dtype] // 8, whole=True)
     tensors = tensors_of(shape, arguments.dtype, arguments.tensors or 0)
     total = sum(tensor.bytes for tensor in tensors)
     out = arguments.out.resolve()
@@ -392,9 +406,7 @@ def generate(arguments: argparse.Namespace) -> str:
     if out.exists() and not (arguments.force or arguments.reuse):
         raise ValueError(f"{arguments.out}: is there already; say --force to replace it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out.parent).free
-    if free < total + total // 100:
-        raise OSError(errno.ENOSPC, f"{total} bytes needed, {free} free", str(out.parent))
+    check_disk(out.parent, total, whole=False)
     work = out.parent / f".{out.name}.{os.getpid()}.partial"
     try:
         work.mkdir()
