@@ -217,13 +217,14 @@ def environment(extra=None):
 class Process:
     """The program running; stdout and stderr go to files, so that it never blocks on us."""
 
-    def __init__(self, folder, *arguments, env=None, preexec_fn=None, stdout=None, program=None):
+    def __init__(self, folder, *arguments, env=None, preexec_fn=None, stdin=subprocess.DEVNULL, stdout=None,
+                 program=None):
         self.arguments = [program or RFORK, *map(str, arguments)]
         self.stderr_path = tempfile.mktemp(prefix="stderr-", dir=folder)
         self.stdout_path = tempfile.mktemp(prefix="stdout-", dir=folder)
         with open(self.stderr_path, "wb") as err, open(self.stdout_path, "wb") as out:
             self.process = subprocess.Popen(
-                self.arguments, stdin=subprocess.DEVNULL, stdout=out if stdout is None else stdout, stderr=err,
+                self.arguments, stdin=stdin, stdout=out if stdout is None else stdout, stderr=err,
                 env=environment(env), preexec_fn=preexec_fn,
             )
         self.pid = self.process.pid
