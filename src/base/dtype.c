@@ -70,7 +70,7 @@ bool dtype_tensor_bytes(enum rf_dtype dtype, const uint64_t *shape, unsigned ndi
         if (__builtin_mul_overflow(elements, shape[i], &elements))
             return false;
     }
-    /* Whole bytes per element are multiplied as bytes: their bits could overflow where they do not. */
+    /* Whole bytes per element are multiplied as bytes, which may fit where their bits do not. */
     if (bits % 8 == 0) {
         if (__builtin_mul_overflow(elements, bits / 8, &bytes))
             return false;

@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A wrapped line that grows too long loses the end of its newest prefix, as long as that prefix keeps
- * this many bytes: the cause, which is at the end, is what the reader needs. */
+/* A wrapped line that grows too long loses the end of its newest prefix, as long as that prefix
+ * keeps this many bytes: the cause, which is at the end, is what the reader needs. */
 enum { ERROR_PREFIX_MIN_BYTES = 96 };
 
 static const char *const code_names[] = {
@@ -47,8 +47,8 @@ RF_API const char *rf_version(void)
     return VERSION_TEXT(RF_VERSION_MAJOR, RF_VERSION_MINOR, RF_VERSION_PATCH);
 }
 
-/* Controls move a terminal's cursor; line separators and changes of the writing direction make a line
- * read as something it is not. */
+/* Controls move a terminal's cursor; line separators and changes of the writing direction make a
+ * line read as something it is not. */
 static bool is_printable(uint32_t character)
 {
     if (character < 0x20 || (character >= 0x7f && character < 0xa0))

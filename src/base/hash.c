@@ -20,7 +20,7 @@ struct hash_state {
 static EVP_MD *sha256_md;
 static pthread_once_t sha256_once = PTHREAD_ONCE_INIT;
 
-/* Once and for all: in OpenSSL 3 naming the algorithm anew costs more than hashing a small piece. */
+/* Once for all: in OpenSSL 3 naming the algorithm anew costs more than hashing a small piece. */
 static void sha256_fetch(void)
 {
     sha256_md = EVP_MD_fetch(NULL, "SHA256", NULL);

@@ -1,4 +1,4 @@
-/* Whatever the compiler's target has by itself: SSE2 on x86-64, NEON on ARM, scalar code elsewhere. */
+/* What the compiler's target has by itself: SSE2 on x86-64, NEON on ARM, elsewhere scalar code. */
 #include "base/hash_xxh3.h"
 
 #include <string.h>

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { STRMAP_MIN_SLOTS = 16 };
 
@@ -30,12 +31,12 @@ static pthread_once_t strmap_key_once = PTHREAD_ONCE_INIT;
 
 static void strmap_key_make(void)
 {
-    /* Without entropy (early boot) an address and the time are better than a constant. */
+    /* Without entropy (early boot) the time and a number are better than a constant. */
     if (getrandom(strmap_key, sizeof strmap_key, GRND_NONBLOCK) != (ssize_t)sizeof strmap_key) {
         struct timespec now = {0};
         clock_gettime(CLOCK_REALTIME, &now);
         strmap_key[0] = (uint64_t)now.tv_nsec << 32 ^ (uint64_t)now.tv_sec;
-        strmap_key[1] = (uint64_t)(uintptr_t)&now;
+        strmap_key[1] = (uint64_t)getpid();
     }
 }
 

@@ -80,8 +80,8 @@ enum rf_code thread_start(pthread_t *ret_thread, const char *name, void *(*fn)(v
     sigset_t before;
     pthread_t thread;
 
-    /* Faults stay open: when one is blocked the kernel kills without any handler, and a sanitiser or
-     * crash reporter of the program could not say where. */
+    /* Faults stay open: when one is blocked the kernel kills without any handler, and a sanitiser
+     * or crash reporter of the program could not say where. */
     sigfillset(&blocked);
     sigdelset(&blocked, SIGSEGV);
     sigdelset(&blocked, SIGBUS);
@@ -131,7 +131,8 @@ struct parallel {
     thread_item_fn fn;
     void *ctx;
     uint64_t count;
-    /* Both relaxed: items are independent of each other, and pthread_join() publishes their results. */
+    /* Both relaxed: items are independent of each other, and pthread_join() publishes their
+     * results. */
     atomic_uint_fast64_t next;
     atomic_bool stop;
     struct mutex lock;

@@ -128,10 +128,10 @@ static uint64_t cgroups_left(const char *root, const struct cgroup_files *files,
     int mount_bytes = snprintf(folder, sizeof folder, "%s%s", root, files->mount);
     if (mount_bytes < 0 || (size_t)mount_bytes + strlen(cgroup) >= sizeof folder)
         return UINT64_MAX;
-    /* Seen from a container the path may be the host's, of which only the last part is mounted here:
-     * what does not exist sets no limit, and the mount itself is looked at last. */
+    /* Seen from a container the path may be the host's, of which only the last part is mounted
+     * here: what does not exist sets no limit, and the mount itself is looked at last. */
     if (strstr(cgroup, "..") == NULL)
-        strcat(folder, cgroup);
+        memcpy(folder + mount_bytes, cgroup, strlen(cgroup) + 1);
     for (;;) {
         uint64_t left = cgroup_left(folder, files);
         least = left < least ? left : least;
@@ -142,7 +142,7 @@ static uint64_t cgroups_left(const char *root, const struct cgroup_files *files,
     }
 }
 
-/* The line of /proc/self/cgroup for v2 ("0::/path") or v1 ("4:memory:/path", "5:cpu,memory:/path"). */
+/* A line of /proc/self/cgroup: "0::/path" (v2), "4:memory:/path" or "5:cpu,memory:/path" (v1). */
 static bool cgroup_line(const char *line, const struct cgroup_files **ret_files)
 {
     const char *controllers = strchr(line, ':');

@@ -18,7 +18,7 @@ struct copy {
 
 /* Writes past the caches. memcpy() does so too, but only for one call of about the size of the last
  * cache, which a thread's piece is not. 2 GiB on a Xeon with 300 MiB of it, GB/s, at 1, 4, 8 and 16
- * threads: pieces of any size up to 64 MiB by memcpy() 7.4, 24, 40, 52; like this 9.7, 34, 51, 73. */
+ * threads: pieces of up to 64 MiB by memcpy() 7.4, 24, 40, 52; like this 9.7, 34, 51, 73. */
 static void copy_streaming(uint8_t *dst, const uint8_t *src, size_t bytes)
 {
 #if defined(__x86_64__)

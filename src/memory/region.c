@@ -25,8 +25,8 @@ enum { SEAL_TIMEOUT_MS = 500, SEAL_RETRY_MS = 2, BLOCK_BYTES = 512 };
 
 static const int region_seals = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW;
 
-/* Memory we have been promised but which its makers have not filled yet: the system still counts it
- * as available, so that eight ranks that each fit alone would be found too large by the OOM killer. */
+/* Memory promised but not yet filled: the system still counts it as available, so that eight ranks
+ * which each fit alone would be found too many by the OOM killer. */
 static struct mutex promised_lock = {PTHREAD_MUTEX_INITIALIZER};
 static struct region *promised_list;
 
@@ -135,7 +135,7 @@ enum rf_code region_create_borrowed(const void *data, uint64_t bytes, struct reg
     struct region *region = region_alloc(REGION_HOST, bytes, NULL);
     if (region == NULL)
         return fail_alloc(err);
-    region->data = (uint8_t *)(uintptr_t)data; /* never written: writable is false */
+    memcpy(&region->data, &data, sizeof data); /* drops const; not written: writable is false */
     *ret_region = region;
     return RF_OK;
 }
@@ -349,7 +349,7 @@ void region_unref(struct region *region)
 {
     if (region == NULL)
         return;
-    /* Release what this thread did with the region, acquire what all others did: pairs with itself. */
+    /* Releases what this thread did to the region, acquires what others did: pairs with itself. */
     unsigned before = atomic_fetch_sub_explicit(&region->refs, 1, memory_order_acq_rel);
     assert(before > 0);
     if (before == 1)
@@ -390,8 +390,8 @@ bool region_is_sealed(const struct region *region)
 
 /* ---- sealing ---- */
 
-/* The kernel refuses with EBUSY while anybody holds a page, as direct I/O and per-processor lists do
- * for a moment after their work; there is nothing to wait on but time. */
+/* The kernel refuses with EBUSY while anybody holds a page, as direct I/O and per-processor lists
+ * do for a moment after their work; there is nothing to wait on but time. */
 static int add_seals(int fd)
 {
     uint64_t deadline_ns = clock_deadline_ns(SEAL_TIMEOUT_MS);
@@ -411,7 +411,7 @@ enum rf_code region_seal(struct region *region, struct rf_error *err)
                        region->name != NULL ? region->name : "memory of the process");
     if (region->sealed)
         return RF_OK;
-    /* One call drops the writable mapping and keeps the address from being given to anybody else. */
+    /* One call drops the writable mapping and keeps the address from being given to others. */
     void *at = mmap(region->data, (size_t)region->mapped_bytes, PROT_NONE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     if (at == MAP_FAILED)
@@ -482,8 +482,8 @@ static bool same_time(struct timespec a, struct timespec b)
     return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
 }
 
-/* Whether something else than its content explains that a file's ctime moved: it was deleted, linked,
- * or given to somebody. What an open descriptor shows is not touched by that. */
+/* Whether something else than its content explains that a file's ctime moved: it was deleted,
+ * linked, or given to somebody. What an open descriptor shows is not touched by that. */
 static bool only_renamed_or_chmoded(const struct stat *was, const struct stat *is)
 {
     return was->st_nlink != is->st_nlink || was->st_mode != is->st_mode ||

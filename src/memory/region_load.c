@@ -1,22 +1,22 @@
 /* Filling a region from a file.
  *
- * Measured on a 2-core virtual machine (AMD EPYC Zen 5, Linux 6.18, 3 GiB file in the page cache, memory
- * used before, GB per second of one processor): into a fresh memfd with small pages
- *     pread() into its mapping             1.5 - 1.9   (each page is cleared, then mapped by a fault)
+ * Measured on a 2-core virtual machine (AMD EPYC Zen 5, Linux 6.18, 3 GiB file in the page cache,
+ * memory used before, GB per second of one processor): into a fresh memfd with small pages
+ *     pread() into its mapping             1.5 - 1.9   (a page is cleared, then faulted in)
  *     fallocate(), then pread() into it    1.7
  *     sendfile() file to memfd             2.7
  *     pread() to a buffer, pwrite()        2.9         (nothing cleared, no faults)
  *     copy_file_range()                    EXDEV
- * and pread() into its mapping after its pages were made huge 7.4 - 7.8. From disk, O_DIRECT takes a
- * fifth of the processor time of buffered reads. With more threads, on 16 processors of a Xeon, 6 GiB,
- * GB per second in all:
+ * and pread() into its mapping after its pages were made huge 7.4 - 7.8. From disk, O_DIRECT takes
+ * a fifth of the processor time of buffered reads. With more threads, on 16 processors of a
+ * Xeon, 6 GiB, GB per second in all:
  *     threads                              1     4     8     16
  *     pread() into small pages             1.9   5.4   6.0   5.3
  *     pread() to a buffer, pwrite()        2.5   3.1   3.0   3.1   (one lock per memfd)
  *     pread() into huge pages              3.3   10.3  18.6  26.5
  * So: huge pages and reads into the mapping if they can be had; else few threads use a buffer and
- * pwrite(), many the mapping. Nothing touches memory from user space, so that memory which cannot be
- * had is an error (EFAULT, ENOSPC, ENOMEM) and no SIGBUS.
+ * pwrite(), many the mapping. Nothing touches memory from user space, so that memory which cannot
+ * be had is an error (EFAULT, ENOSPC, ENOMEM) and no SIGBUS.
  */
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -35,7 +35,7 @@
 enum { LOAD_BUFFERED_BYTES = 256 * 1024, LOAD_DIRECT_BYTES = 1024 * 1024 };
 /* Every file system and disk that can O_DIRECT can do it at this alignment. */
 enum { LOAD_ALIGN_BYTES = 4096 };
-/* Above so many threads it is better to take faults than to queue for the memfd's lock in pwrite(). */
+/* Above so many threads faults cost less than queueing for the memfd's lock in pwrite(). */
 enum { LOAD_WRITERS = 2 };
 
 struct buffer {
@@ -160,8 +160,8 @@ static enum rf_code store(const struct load *load, uint64_t at, const uint8_t *f
     return RF_OK;
 }
 
-/* Reads into the mapping, with O_DIRECT as far as `fd` has it and its alignment lasts: a file that was
- * cut short ends a read in the middle of a block. */
+/* Reads into the mapping, with O_DIRECT as far as `fd` has it and its alignment lasts: a file that
+ * was cut short ends a read in the middle of a block. */
 static enum rf_code load_mapped(const struct origin *from, int fd, uint64_t at, uint64_t end,
                                 struct rf_error *err)
 {
@@ -208,15 +208,18 @@ static enum rf_code load_buffered(const struct origin *from, uint64_t at, uint64
     return RF_OK;
 }
 
-/* The same with O_DIRECT: the file is read in aligned pieces, of which the first and the last are used
- * in part. Leaves what it cannot do to buffered reads: *ret_at is how far it came. */
+/* The same with O_DIRECT: the file is read in aligned pieces, of which the first and the last are
+ * used in part. Leaves what it cannot do to buffered reads: *ret_at is how far it came. */
 static enum rf_code load_direct(const struct origin *from, uint64_t *ret_at, uint64_t end,
                                 uint8_t *buffer, bool mapped, struct rf_error *err)
 {
     while (*ret_at < end) {
         uint64_t block = file_at(from, *ret_at) / LOAD_ALIGN_BYTES * LOAD_ALIGN_BYTES;
         uint64_t skip = file_at(from, *ret_at) - block;
-        ssize_t got = pread(from->direct_fd, buffer, LOAD_DIRECT_BYTES, (off_t)block);
+        uint64_t wanted = skip + (end - *ret_at) + LOAD_ALIGN_BYTES - 1;
+        wanted = wanted < LOAD_DIRECT_BYTES ? wanted : LOAD_DIRECT_BYTES;
+        wanted = wanted / LOAD_ALIGN_BYTES * LOAD_ALIGN_BYTES;
+        ssize_t got = pread(from->direct_fd, buffer, (size_t)wanted, (off_t)block);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0 && errno != EINVAL)
