@@ -735,6 +735,33 @@ static void it_listens_where_it_is_told(void **state)
     rig_free(&world.rig);
 }
 
+static void ipv6_works_like_ipv4(void **state)
+{
+    const struct stream_range range = {.offset = 3, .bytes = STREAM_BYTES - 3, .count = 1};
+    struct transport_open_options options = {.cancel_fd = -1};
+    struct transport_session *session = NULL;
+    rf_autofree uint8_t *got = malloc(STREAM_BYTES);
+    struct rf_error err = {0};
+    struct world world;
+
+    (void)state;
+    assert_non_null(got);
+    memset(&world, 0, sizeof world);
+    rig_init(&world.rig, 1, STREAM_BYTES, 1);
+    const struct transport_seed_options where = {.host = "::1"};
+    if (transport_tcp.seed_start(&world.rig.exporter, &where, &world.seed, &world.endpoint, &err) ==
+        RF_OK) {
+        memcpy(options.token, world.rig.token, CHUNK_TOKEN_BYTES);
+        assert_int_equal(transport_tcp.open(&world.endpoint, &options, &session, &err), RF_OK);
+        assert_int_equal(rig_read(&transport_tcp, session, 0, &range, 1, got, &err), RF_OK);
+        assert_memory_equal(got, world.rig.ranks[0].bytes + 3, STREAM_BYTES - 3);
+        transport_tcp.close(session);
+    } else {
+        printf("::1: %s\n", err.text); /* a kernel without IPv6 */
+    }
+    world_stop(&world);
+}
+
 static void a_port_in_use_is_said(void **state)
 {
     struct transport_seed *second = NULL;
@@ -822,6 +849,7 @@ int main(void)
         cmocka_unit_test(without_descriptors_accepting_waits),
         cmocka_unit_test(a_file_that_shrinks_ends_only_its_connection),
         cmocka_unit_test(it_listens_where_it_is_told),
+        cmocka_unit_test(ipv6_works_like_ipv4),
         cmocka_unit_test(a_port_in_use_is_said),
         cmocka_unit_test(stopping_waits_for_nobody),
         cmocka_unit_test(goodbye_comes_between_frames_and_then_the_end),
