@@ -11,7 +11,7 @@ struct ranks {
 };
 
 /* text NULL: all ranks of tp_size (1 ... MANIFEST_MAX_RANKS). RF_E_INVAL names what is wrong: no
- * number, a range that goes backwards, a rank twice, a rank that is not below tp_size; RF_E_NOMEM. */
+ * number, a range that goes backwards, a rank twice, a rank not below tp_size; RF_E_NOMEM. */
 enum rf_code ranks_parse(const char *text, uint32_t tp_size, struct ranks *ret_ranks,
                          struct rf_error *err);
 

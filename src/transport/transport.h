@@ -11,6 +11,7 @@
  *    in order, or it failed;
  *  - bytes of one read go to its sink in stream-range order, each exactly once, never beyond
  *    read_bytes;
+ *  - a read that asks for a digest gets the one that the seed makes from its own memory;
  *  - no call blocks longer than its deadline; cancelling from another thread ends progress()
  *    within 200 ms;
  *  - a peer that dies, stalls, or sends nonsense makes reads fail with RF_E_UNREACHABLE,
@@ -20,6 +21,7 @@
 #ifndef TRANSPORT_TRANSPORT_H
 #define TRANSPORT_TRANSPORT_H
 
+#include "base/hash.h"
 #include "model/layout.h"
 
 #include <stdatomic.h>
@@ -90,7 +92,9 @@ struct read {
     uint64_t bytes; /* sum of the ranges */
     struct sink *sink;
     void *user;
+    enum hash_algorithm digest; /* not 0: the seed is asked for the digest of what it sends */
     /* out */
+    uint8_t said[HASH_MAX_BYTES]; /* that digest (read_digest.h), when code is RF_OK */
     enum rf_code code;
     struct rf_error error;
     struct read *next; /* the transport's, while the read is in flight */

@@ -170,10 +170,12 @@ static const struct {
     uint32_t max_body;
     uint8_t flags;
 } chunk_types[] = {
-    [CHUNK_READ] = {"READ", CHUNK_READ_BYTES + CHUNK_RANGE_BYTES, CHUNK_MAX_READ_BODY, 0},
+    [CHUNK_READ] = {"READ", CHUNK_READ_BYTES + CHUNK_RANGE_BYTES, CHUNK_MAX_READ_BODY,
+                    CHUNK_FLAG_XXH3 | CHUNK_FLAG_SHA256},
     [CHUNK_DATA] = {"DATA", 1, CHUNK_MAX_DATA_BYTES, CHUNK_FLAG_LAST},
     [CHUNK_ERROR] = {"ERROR", 4, CHUNK_MAX_ERROR_BODY, 0},
     [CHUNK_GOODBYE] = {"GOODBYE", 0, 0, 0},
+    [CHUNK_DIGEST] = {"DIGEST", 16, HASH_MAX_BYTES, 0},
 };
 
 enum rf_code chunk_hdr_decode(const uint8_t *buf, size_t len, struct chunk_hdr *ret_hdr,
@@ -204,12 +206,42 @@ enum rf_code chunk_hdr_decode(const uint8_t *buf, size_t len, struct chunk_hdr *
                        "%s frame: body of %" PRIu32 " bytes, allowed are %" PRIu32 " to %" PRIu32,
                        name, hdr.body_bytes, chunk_types[type].min_body,
                        chunk_types[type].max_body);
+    if (type == CHUNK_READ && (hdr.flags & CHUNK_FLAG_XXH3) != 0 &&
+        (hdr.flags & CHUNK_FLAG_SHA256) != 0)
+        return rf_fail(err, RF_E_PROTO, "READ frame: asks for two digests, one is allowed");
+    if (type == CHUNK_DIGEST && hdr.body_bytes != 16 && hdr.body_bytes != 32)
+        return rf_fail(err, RF_E_PROTO, "DIGEST frame: body of %" PRIu32 " bytes, must be 16 or 32",
+                       hdr.body_bytes);
     hdr.type = (enum chunk_type)type;
     *ret_hdr = hdr;
     return RF_OK;
 }
 
+uint8_t chunk_digest_flag(enum hash_algorithm algorithm)
+{
+    if (algorithm == HASH_XXH3_128)
+        return CHUNK_FLAG_XXH3;
+    return algorithm == HASH_SHA256 ? CHUNK_FLAG_SHA256 : 0;
+}
+
+enum hash_algorithm chunk_digest_wanted(uint8_t flags)
+{
+    if ((flags & CHUNK_FLAG_XXH3) != 0)
+        return HASH_XXH3_128;
+    return (flags & CHUNK_FLAG_SHA256) != 0 ? HASH_SHA256 : 0;
+}
+
 /* ---- READ ---- */
+
+void chunk_range_encode(const struct stream_range *range, uint8_t out[CHUNK_RANGE_BYTES])
+{
+    struct wire_out at = {.at = out};
+
+    wire_set_u64(&at, range->offset);
+    wire_set_u64(&at, range->bytes);
+    wire_set_u64(&at, range->stride);
+    wire_set_u64(&at, range->count);
+}
 
 void chunk_read_encode(uint32_t rank, const struct stream_range *ranges, uint32_t count,
                        struct buf *out)
@@ -223,10 +255,8 @@ void chunk_read_encode(uint32_t rank, const struct stream_range *ranges, uint32_
     wire_set_u32(&at, rank);
     wire_set_u32(&at, count);
     for (uint32_t i = 0; i < count; i++) {
-        wire_set_u64(&at, ranges[i].offset);
-        wire_set_u64(&at, ranges[i].bytes);
-        wire_set_u64(&at, ranges[i].stride);
-        wire_set_u64(&at, ranges[i].count);
+        chunk_range_encode(&ranges[i], at.at);
+        at.at += CHUNK_RANGE_BYTES;
     }
     out->bytes += bytes;
 }

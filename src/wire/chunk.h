@@ -3,13 +3,15 @@
  *
  * reader -> seed: hello, then READ frames, several of them in flight.
  * seed -> reader: welcome, then for each READ, in their order, DATA frames whose bytes laid end to
- * end are the bytes of the ranges; the last has CHUNK_FLAG_LAST. ERROR in place of a DATA frame
- * ends that READ. GOODBYE: the seed takes no further READ, ends those it has, and closes. */
+ * end are the bytes of the ranges; the last has CHUNK_FLAG_LAST, and is followed by a DIGEST if the
+ * READ asked for one. ERROR in place of a DATA or DIGEST frame ends that READ. GOODBYE: the seed
+ * takes no further READ, ends those it has, and closes. */
 #ifndef WIRE_CHUNK_H
 #define WIRE_CHUNK_H
 
 #include "base/buf.h"
 #include "base/error.h"
+#include "base/hash.h"
 #include "wire/wire.h"
 
 enum {
@@ -31,9 +33,19 @@ enum {
     CHUNK_MAX_READ_BODY = CHUNK_READ_BYTES + CHUNK_MAX_RANGES * CHUNK_RANGE_BYTES,
 };
 
-enum chunk_type { CHUNK_READ = 1, CHUNK_DATA = 2, CHUNK_ERROR = 3, CHUNK_GOODBYE = 4 };
+enum chunk_type {
+    CHUNK_READ = 1,
+    CHUNK_DATA = 2,
+    CHUNK_ERROR = 3,
+    CHUNK_GOODBYE = 4,
+    CHUNK_DIGEST = 5,
+};
 
-enum { CHUNK_FLAG_LAST = 1 };
+enum {
+    CHUNK_FLAG_LAST = 1,   /* of DATA */
+    CHUNK_FLAG_XXH3 = 2,   /* of READ: a DIGEST by HASH_XXH3_128 is wanted */
+    CHUNK_FLAG_SHA256 = 4, /* of READ: one by HASH_SHA256; not both */
+};
 
 /* A piece of a stream, or `count` equally spaced ones: for each i < count the bytes
  * [offset + i * stride, offset + i * stride + bytes). With count 1, stride is 0. */
@@ -82,10 +94,16 @@ enum rf_code chunk_welcome_decode(const uint8_t *buf, size_t len, struct chunk_w
 void chunk_hdr_encode(const struct chunk_hdr *hdr, uint8_t out[CHUNK_HDR_BYTES]);
 /* Checks type, flags and the body's size against what that type allows: READ 1 ...
  * CHUNK_MAX_RANGES ranges, DATA 1 ... CHUNK_MAX_DATA_BYTES (an empty one would move nothing),
- * ERROR 4 ... CHUNK_MAX_ERROR_BODY, GOODBYE none. Only DATA may have CHUNK_FLAG_LAST. Looks at the
- * first CHUNK_HDR_BYTES. RF_E_PROTO. */
+ * ERROR 4 ... CHUNK_MAX_ERROR_BODY, GOODBYE none, DIGEST 16 or 32. Only DATA may have
+ * CHUNK_FLAG_LAST, only READ one of the two that ask for a digest. Looks at the first
+ * CHUNK_HDR_BYTES. RF_E_PROTO. */
 enum rf_code chunk_hdr_decode(const uint8_t *buf, size_t len, struct chunk_hdr *ret_hdr,
                               struct rf_error *err);
+
+/* The flag by which a READ asks for a digest; 0 (none) for algorithm 0. */
+uint8_t chunk_digest_flag(enum hash_algorithm algorithm);
+/* The opposite: what a READ's flags ask for, 0 if nothing. */
+enum hash_algorithm chunk_digest_wanted(uint8_t flags);
 
 /* Appends the body of a READ (not its header). count in 1 ... CHUNK_MAX_RANGES. */
 void chunk_read_encode(uint32_t rank, const struct stream_range *ranges, uint32_t count,
@@ -95,6 +113,9 @@ void chunk_read_encode(uint32_t rank, const struct stream_range *ranges, uint32_
 enum rf_code chunk_read_decode(const uint8_t *body, size_t len, uint32_t *ret_rank,
                                struct stream_range *ranges, uint32_t max, uint32_t *ret_count,
                                struct rf_error *err);
+
+/* One range as it lies in a READ. */
+void chunk_range_encode(const struct stream_range *range, uint8_t out[CHUNK_RANGE_BYTES]);
 
 /* Whether a number from a peer is an rf_code that may travel: any we know but RF_AGAIN. */
 bool chunk_code_ok(uint32_t code);

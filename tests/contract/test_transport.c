@@ -5,6 +5,7 @@
  * ctest: timeout=300 */
 #include "base/clock.h"
 #include "base/rand.h"
+#include "transport/read_digest.h"
 #include "util/rig.h"
 
 #include <dirent.h>
@@ -179,6 +180,7 @@ static void job_init(struct job *job, struct rand_seq *rand, uint64_t most_bytes
     assert_non_null(job->to);
     rig_sink_init(&job->sink, job->to, job->read.bytes);
     job->sink.part_bytes = rand_below(rand, 2) == 0 ? 0 : 1 + rand_below(rand, 100 * 1000);
+    job->read.digest = (enum hash_algorithm)rand_below(rand, HASH_SHA256 + 1);
     job->read.ranges = job->ranges;
     job->read.range_count = count;
     job->read.sink = &job->sink.sink;
@@ -200,6 +202,22 @@ static void job_init_range(struct job *job, uint64_t offset, uint64_t bytes)
                               .user = job};
 }
 
+/* What the seed says it sent is what was asked for. */
+static void job_check_digest(const struct job *job)
+{
+    const struct read *read = &job->read;
+    struct read_digest digest = {.hasher = NULL};
+    uint8_t ours[HASH_MAX_BYTES];
+
+    if (read->digest == 0)
+        return;
+    assert_int_equal(read_digest_begin(&digest, read->digest, NULL), RF_OK);
+    read_digest_update(&digest, job->to, read->bytes);
+    read_digest_final(&digest, read->rank, read->ranges, read->range_count, ours);
+    assert_memory_equal(ours, read->said, hash_bytes(read->digest));
+    read_digest_free(&digest);
+}
+
 /* Checks a read that ended well, byte by byte. */
 static void job_check(const struct world *world, const struct job *job)
 {
@@ -212,6 +230,7 @@ static void job_check(const struct world *world, const struct job *job)
             assert_memory_equal(at, world->content + range->offset + k * range->stride,
                                 range->bytes);
     }
+    job_check_digest(job);
 }
 
 static void submit(struct world *world, struct transport_session *session, struct job *job)

@@ -69,6 +69,7 @@ static void probe_init(struct probe *probe, uint64_t id)
                                 .bytes = probe->range.bytes,
                                 .sink = &probe->sink,
                                 .user = probe,
+                                .digest = id % 3 == 2 ? HASH_XXH3_128 : 0,
                                 .id = id};
 }
 

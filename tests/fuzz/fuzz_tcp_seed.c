@@ -98,7 +98,8 @@ static void hear_head(struct listener *listener)
         return;
     }
     must(chunk_hdr_decode(listener->head, CHUNK_HDR_BYTES, &hdr, NULL) == RF_OK);
-    must(hdr.type == CHUNK_DATA || hdr.type == CHUNK_ERROR || hdr.type == CHUNK_GOODBYE);
+    must(hdr.type == CHUNK_DATA || hdr.type == CHUNK_ERROR || hdr.type == CHUNK_GOODBYE ||
+         hdr.type == CHUNK_DIGEST);
     listener->body_left = hdr.body_bytes;
     listener->over = hdr.type == CHUNK_ERROR && hdr.request_id == 0;
 }

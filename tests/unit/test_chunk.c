@@ -229,7 +229,7 @@ static void unknown_frame_types_are_refused(void **state)
 {
     (void)state;
     assert_int_equal(decode_hdr(0, 0, 0), RF_E_PROTO);
-    for (unsigned type = CHUNK_GOODBYE + 1; type <= UINT8_MAX; type++)
+    for (unsigned type = CHUNK_DIGEST + 1; type <= UINT8_MAX; type++)
         assert_int_equal(decode_hdr(type, 0, 0), RF_E_PROTO);
 }
 
@@ -241,10 +241,8 @@ static void body_of_each_type_is_limited(void **state)
         uint32_t min;
         uint32_t max;
     } types[] = {
-        {CHUNK_READ, 40, 8 + 4096 * 32},
-        {CHUNK_DATA, 1, 1 << 20},
-        {CHUNK_ERROR, 4, 4 + 512},
-        {CHUNK_GOODBYE, 0, 0},
+        {CHUNK_READ, 40, 8 + 4096 * 32}, {CHUNK_DATA, 1, 1 << 20}, {CHUNK_ERROR, 4, 4 + 512},
+        {CHUNK_GOODBYE, 0, 0},           {CHUNK_DIGEST, 16, 32},
     };
 
     for (unsigned i = 0; i < sizeof types / sizeof types[0]; i++) {
@@ -265,6 +263,39 @@ static void only_data_may_be_the_last(void **state)
     assert_int_equal(decode_hdr(CHUNK_READ, CHUNK_FLAG_LAST, 40), RF_E_PROTO);
     assert_int_equal(decode_hdr(CHUNK_ERROR, CHUNK_FLAG_LAST, 4), RF_E_PROTO);
     assert_int_equal(decode_hdr(CHUNK_GOODBYE, CHUNK_FLAG_LAST, 0), RF_E_PROTO);
+}
+
+static void only_a_read_asks_for_a_digest_and_for_one(void **state)
+{
+    (void)state;
+    assert_int_equal(decode_hdr(CHUNK_READ, CHUNK_FLAG_XXH3, 40), RF_OK);
+    assert_int_equal(decode_hdr(CHUNK_READ, CHUNK_FLAG_SHA256, 40), RF_OK);
+    assert_int_equal(decode_hdr(CHUNK_READ, CHUNK_FLAG_XXH3 | CHUNK_FLAG_SHA256, 40), RF_E_PROTO);
+    assert_int_equal(decode_hdr(CHUNK_READ, 8, 40), RF_E_PROTO);
+    assert_int_equal(decode_hdr(CHUNK_DATA, CHUNK_FLAG_XXH3, 1), RF_E_PROTO);
+    assert_int_equal(decode_hdr(CHUNK_DIGEST, CHUNK_FLAG_LAST, 16), RF_E_PROTO);
+    assert_int_equal(decode_hdr(CHUNK_DIGEST, 0, 20), RF_E_PROTO);
+    assert_int_equal(chunk_digest_wanted(chunk_digest_flag(HASH_XXH3_128)), HASH_XXH3_128);
+    assert_int_equal(chunk_digest_wanted(chunk_digest_flag(HASH_SHA256)), HASH_SHA256);
+    assert_int_equal(chunk_digest_wanted(chunk_digest_flag(0)), 0);
+}
+
+static void digest_frames_survive_the_wire(void **state)
+{
+    (void)state;
+    const struct chunk_hdr asks = {CHUNK_READ, CHUNK_FLAG_SHA256, 40, 9};
+    const struct chunk_hdr says = {CHUNK_DIGEST, 0, 32, 9};
+    uint8_t raw[2 * CHUNK_HDR_BYTES];
+    struct chunk_hdr got;
+
+    chunk_hdr_encode(&asks, raw);
+    chunk_hdr_encode(&says, raw + CHUNK_HDR_BYTES);
+    golden_check("chunk_digest_hdr_v1.bin", raw, sizeof raw);
+    assert_int_equal(chunk_hdr_decode(raw, CHUNK_HDR_BYTES, &got, NULL), RF_OK);
+    assert_int_equal(got.flags, CHUNK_FLAG_SHA256);
+    assert_int_equal(chunk_hdr_decode(raw + CHUNK_HDR_BYTES, CHUNK_HDR_BYTES, &got, NULL), RF_OK);
+    assert_int_equal(got.type, CHUNK_DIGEST);
+    assert_int_equal(got.body_bytes, 32);
 }
 
 static void reserved_bytes_of_a_header_are_refused(void **state)
@@ -523,6 +554,8 @@ int main(void)
         cmocka_unit_test(unknown_frame_types_are_refused),
         cmocka_unit_test(body_of_each_type_is_limited),
         cmocka_unit_test(only_data_may_be_the_last),
+        cmocka_unit_test(only_a_read_asks_for_a_digest_and_for_one),
+        cmocka_unit_test(digest_frames_survive_the_wire),
         cmocka_unit_test(reserved_bytes_of_a_header_are_refused),
         cmocka_unit_test(read_survives_the_wire),
         cmocka_unit_test(truncated_read_is_refused),

@@ -178,6 +178,7 @@ static struct read *read_end(struct fault_read *read, enum rf_code code, const s
     else
         session->last = read->prev;
     outer->code = code;
+    memcpy(outer->said, read->inner.said, sizeof outer->said);
     if (code != RF_OK)
         outer->error = *why;
     free(read->lie);
@@ -335,6 +336,7 @@ static enum rf_code fault_submit(struct transport_session *session, struct read 
                                 .ranges = outer->ranges,
                                 .range_count = outer->range_count,
                                 .bytes = outer->bytes,
+                                .digest = outer->digest,
                                 .sink = &read->sink,
                                 .user = read};
     if (fault_due(session, FAULT_REFUSE)) {

@@ -6,6 +6,7 @@
 #include "transport/map/address.h"
 #include "transport/map/intake.h"
 #include "transport/map/map.h"
+#include "transport/read_digest.h"
 
 #include <inttypes.h>
 #include <poll.h>
@@ -48,6 +49,7 @@ struct transport_session {
     uint32_t in_flight;
     bool copying; /* the first read is checked, and cursor is somewhere in it */
     struct layout_cursor cursor;
+    struct read_digest digest; /* of the first read */
     uint64_t left_bytes;
 
     struct rf_error dead; /* code RF_OK: alive */
@@ -385,7 +387,9 @@ static enum rf_code copy_piece(struct transport_session *session, struct sink *s
             struct segment piece;
             if (!layout_cursor_peek(&session->cursor, left, &piece))
                 return rf_fail(err, RF_E_FAILED, "map: the sink offers more than was to be read");
-            memcpy(to, region_data(piece.region) + piece.region_offset, piece.bytes);
+            const uint8_t *from = region_data(piece.region) + piece.region_offset;
+            memcpy(to, from, piece.bytes);
+            read_digest_update(&session->digest, from, piece.bytes);
             layout_cursor_skip(&session->cursor, piece.bytes);
             to += piece.bytes;
             left -= piece.bytes;
@@ -430,6 +434,9 @@ static enum rf_code copy_begin(struct transport_session *session, const struct l
     code = stream_ranges_check(read->ranges, read->range_count, layout->stream_bytes, &bytes, err);
     if (code != RF_OK)
         return rf_error_wrap(err, code, "rank %" PRIu32, read->rank);
+    code = read_digest_begin(&session->digest, read->digest, err);
+    if (code != RF_OK)
+        return code;
     layout_cursor_init(&session->cursor, layout, read->ranges, read->range_count);
     session->left_bytes = read->bytes;
     session->copying = true;
@@ -450,7 +457,12 @@ static enum rf_code read_step(struct transport_session *session, uint64_t deadli
                                                                                    : code;
     }
     enum rf_code code = copy_piece(session, read->sink, err);
-    return code == RF_OK && session->left_bytes > 0 ? RF_AGAIN : code;
+    if (code == RF_OK && session->left_bytes > 0)
+        return RF_AGAIN;
+    if (code == RF_OK)
+        read_digest_final(&session->digest, read->rank, read->ranges, read->range_count,
+                          read->said);
+    return code;
 }
 
 /* ---- what the owner calls ---- */
@@ -545,6 +557,7 @@ void map_session_close(struct transport_session *session)
     for (uint32_t i = 0; i < session->rank_count; i++)
         layout_free(&session->ranks[i].layout);
     free(session->ranks);
+    read_digest_free(&session->digest);
     if (session->fd >= 0)
         close(session->fd);
     free(session);

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/rand.h"
 #include "base/thread.h"
+#include "transport/read_digest.h"
 #include "transport/transport.h"
 
 #include <inttypes.h>
@@ -46,6 +47,7 @@ struct transport_session {
     uint32_t in_flight;
     const struct layout *layout; /* of the first read; NULL: not begun */
     struct layout_cursor cursor;
+    struct read_digest digest; /* of the first read */
     uint64_t left;
 };
 
@@ -261,6 +263,9 @@ static enum rf_code begin_locked(struct transport_session *session, const struct
     code = stream_ranges_check(read->ranges, read->range_count, layout->stream_bytes, &bytes, err);
     if (code != RF_OK)
         return code;
+    code = read_digest_begin(&session->digest, read->digest, err);
+    if (code != RF_OK)
+        return code;
     layout_cursor_init(&session->cursor, layout, read->ranges, read->range_count);
     session->layout = layout;
     session->left = bytes;
@@ -281,6 +286,8 @@ static enum rf_code copy_locked(struct transport_session *session, void *to, uin
     enum rf_code code = region_read(piece.region, piece.region_offset, to, piece.bytes, err);
     if (code != RF_OK)
         return code;
+    /* Before the sink has it: a sink may be one that spoils what comes. */
+    read_digest_update(&session->digest, to, piece.bytes);
     exporter->lease_account(exporter->ctx, session->lease, piece.bytes);
     layout_cursor_skip(&session->cursor, piece.bytes);
     session->left -= piece.bytes;
@@ -335,6 +342,9 @@ static enum rf_code null_progress(struct transport_session *session, uint64_t de
                            session->left);
     } while (read->code == RF_OK && session->left > 0);
 
+    if (read->code == RF_OK)
+        read_digest_final(&session->digest, read->rank, read->ranges, read->range_count,
+                          read->said);
     session->layout = NULL;
     session->first = read->next;
     if (session->first == NULL)
@@ -362,6 +372,7 @@ static void null_close(struct transport_session *session)
         exporter->lease_release(exporter->ctx, session->lease);
     }
     mutex_unlock(&table_lock);
+    read_digest_free(&session->digest);
     free(session);
 }
 

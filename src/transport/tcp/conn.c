@@ -1,6 +1,7 @@
 #include "transport/tcp/conn.h"
 
 #include "base/log.h"
+#include "transport/read_digest.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -13,6 +14,7 @@ enum {
     CONN_OUT_PIECES = 4096, /* looked at for one call: a reader may ask for single bytes */
     CONN_IN_BYTES = CHUNK_HDR_BYTES + CHUNK_MAX_READ_BODY,
     CONN_RANGES = 2 * CHUNK_MAX_RANGES, /* of all requests in flight */
+    CONN_HASH_BYTES = 64 << 10,         /* at once, of what is in a file */
     CONN_WORDS_BYTES = CHUNK_HDR_BYTES + CHUNK_MAX_ERROR_BODY,
 };
 
@@ -21,6 +23,7 @@ struct request {
     uint32_t rank;
     uint32_t first; /* of its ranges, in conn->ranges */
     uint32_t range_count;
+    enum hash_algorithm digest; /* 0: not asked for */
 };
 
 enum conn_state {
@@ -49,6 +52,11 @@ struct tcp_conn {
     uint32_t frame_left;
     bool begun;         /* the first request: cursor and read_left are its */
     uint64_t read_left; /* of it, this frame's included */
+    bool digest_said;   /* its DIGEST is on its way; it ends with that */
+    struct read_digest digest;
+    uint8_t *hash_room;         /* CONN_HASH_BYTES, once files were hashed */
+    enum rf_code digest_failed; /* why no digest can be made of it */
+    struct rf_error why_no_digest;
     struct layout_cursor cursor;
     enum rf_code broken; /* why the connection ends, not said yet; RF_OK: it does not */
     struct rf_error why_broken;
@@ -77,6 +85,8 @@ void tcp_conn_destroy(struct tcp_conn *conn)
         atomic_fetch_sub_explicit(&conn->policy->readers, 1, memory_order_relaxed);
         conn->policy->exporter.lease_release(conn->policy->exporter.ctx, conn->lease);
     }
+    read_digest_free(&conn->digest);
+    free(conn->hash_room);
     free(conn);
 }
 
@@ -151,8 +161,8 @@ static void break_off(struct tcp_conn *conn, enum rf_code code, const struct rf_
     conn->why_broken = *why;
     conn->state = CONN_ENDING;
     conn->drain = false;
-    conn->queue_count =
-        conn->frame_left > 0 ? 1 : 0; /* the frame still needs its request's cursor */
+    /* The frame that is on its way still needs its request. */
+    conn->queue_count = conn->frame_left > 0 || conn->digest_said ? 1 : 0;
 }
 
 /* ---- hello ---- */
@@ -223,7 +233,7 @@ static bool ranges_room(const struct tcp_conn *conn, uint32_t count, uint32_t *r
 static enum rf_code take_read(struct tcp_conn *conn, const struct chunk_hdr *hdr,
                               const uint8_t *body, struct rf_error *err)
 {
-    struct request request = {.id = hdr->request_id};
+    struct request request = {.id = hdr->request_id, .digest = chunk_digest_wanted(hdr->flags)};
     uint32_t count = (hdr->body_bytes - CHUNK_READ_BYTES) / CHUNK_RANGE_BYTES;
 
     if (conn->drain || conn->state == CONN_ENDING)
@@ -326,18 +336,41 @@ static enum rf_code begin_read(struct tcp_conn *conn, const struct request *requ
     if (bytes > CHUNK_MAX_READ_BYTES)
         return rf_fail(err, RF_E_INVAL, "a READ of %" PRIu64 " bytes, %d are allowed", bytes,
                        CHUNK_MAX_READ_BYTES);
+    code = read_digest_begin(&conn->digest, request->digest, err);
+    if (code != RF_OK)
+        return code;
     layout_cursor_init(&conn->cursor, layout, ranges, request->range_count);
     conn->read_left = bytes;
     conn->begun = true;
+    conn->digest_failed = RF_OK;
     return RF_OK;
 }
 
 static void end_read(struct tcp_conn *conn)
 {
     conn->begun = false;
+    conn->digest_said = false;
     conn->queue_head = (conn->queue_head + 1) % CHUNK_MAX_IN_FLIGHT;
     conn->queue_count--;
     digest_input(conn); /* a request may have waited for this one's ranges */
+}
+
+/* All bytes of the first request are gone: what they were. */
+static void say_digest(struct tcp_conn *conn, const struct request *request)
+{
+    const uint32_t bytes = hash_bytes(request->digest);
+
+    if (conn->digest_failed != RF_OK) {
+        say_error(conn, request->id, conn->digest_failed, conn->why_no_digest.text);
+        end_read(conn);
+        return;
+    }
+    say_frame(conn, &(struct chunk_hdr){
+                        .type = CHUNK_DIGEST, .body_bytes = bytes, .request_id = request->id});
+    read_digest_final(&conn->digest, request->rank, conn->ranges + request->first,
+                      request->range_count, conn->words + CHUNK_HDR_BYTES);
+    conn->words_bytes += bytes;
+    conn->digest_said = true;
 }
 
 /* Between two frames: decides what comes next and puts its words down. */
@@ -362,6 +395,10 @@ static void next_frame(struct tcp_conn *conn)
     }
     if (conn->queue_count == 0)
         return;
+    if (conn->begun && conn->read_left == 0) {
+        say_digest(conn, request);
+        return;
+    }
     enum rf_code code = conn->begun ? RF_OK : begin_read(conn, request, &error);
     if (code != RF_OK) {
         say_error(conn, request->id, code, error.text);
@@ -455,7 +492,8 @@ static enum rf_code out_add_body(const struct tcp_conn *conn, struct tcp_out *ou
         layout_cursor_skip(&walk, bytes);
         left -= bytes;
     }
-    out->more = left > 0 || conn->queue_count > 1 || conn->frame_left < conn->read_left;
+    out->more =
+        left > 0 || conn->queue_count > 1 || conn->frame_left < conn->read_left || conn->digest.on;
     return RF_OK;
 }
 
@@ -469,12 +507,47 @@ bool tcp_conn_out(struct tcp_conn *conn, struct tcp_out *ret_out, enum rf_code *
     ret_out->iov_bytes = 0;
     ret_out->fd_bytes = 0;
     ret_out->staged = 0;
-    ret_out->more = conn->queue_count > 0;
+    ret_out->more = conn->queue_count > (conn->digest_said ? 1 : 0);
     if (conn->words_sent < conn->words_bytes)
         out_add(ret_out, conn->words + conn->words_sent, conn->words_bytes - conn->words_sent);
     if (conn->frame_left > 0)
         *ret_code = out_add_body(conn, ret_out, err);
     return *ret_code == RF_OK && (ret_out->iov_count > 0 || ret_out->fd_bytes > 0);
+}
+
+/* What lies in a file is read once more: it is in the page cache, which it was sent from. */
+static enum rf_code hash_file(struct tcp_conn *conn, const struct segment *piece,
+                              struct rf_error *err)
+{
+    if (conn->hash_room == NULL)
+        conn->hash_room = malloc(CONN_HASH_BYTES);
+    if (conn->hash_room == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory to make a digest");
+    for (uint64_t at = 0; at < piece->bytes;) {
+        uint64_t left = piece->bytes - at;
+        uint64_t bytes = left < CONN_HASH_BYTES ? left : CONN_HASH_BYTES;
+        enum rf_code code =
+            region_read(piece->region, piece->region_offset + at, conn->hash_room, bytes, err);
+
+        if (code != RF_OK)
+            return code;
+        read_digest_update(&conn->digest, conn->hash_room, bytes);
+        at += bytes;
+    }
+    return RF_OK;
+}
+
+/* After it was sent, as it is in the core's cache then. */
+static void hash_sent(struct tcp_conn *conn, const struct segment *piece)
+{
+    const uint8_t *data = region_data(piece->region);
+
+    if (!conn->digest.on || conn->digest_failed != RF_OK)
+        return;
+    if (data != NULL)
+        read_digest_update(&conn->digest, data + piece->region_offset, piece->bytes);
+    else
+        conn->digest_failed = hash_file(conn, piece, &conn->why_no_digest);
 }
 
 uint64_t tcp_conn_sent(struct tcp_conn *conn, uint64_t bytes)
@@ -485,6 +558,8 @@ uint64_t tcp_conn_sent(struct tcp_conn *conn, uint64_t bytes)
     if (words > bytes)
         words = bytes;
     conn->words_sent += (uint32_t)words;
+    if (conn->digest_said && conn->words_sent == conn->words_bytes)
+        end_read(conn);
 
     uint64_t body = bytes - words;
     assert(body <= conn->frame_left);
@@ -492,13 +567,14 @@ uint64_t tcp_conn_sent(struct tcp_conn *conn, uint64_t bytes)
         bool some = layout_cursor_peek(&conn->cursor, left, &piece);
         assert(some);
         (void)some;
+        hash_sent(conn, &piece);
         layout_cursor_skip(&conn->cursor, piece.bytes);
     }
     if (body > 0) {
         conn->frame_left -= (uint32_t)body;
         conn->read_left -= body;
         conn->policy->exporter.lease_account(conn->policy->exporter.ctx, conn->lease, body);
-        if (conn->read_left == 0)
+        if (conn->read_left == 0 && conn->queue[conn->queue_head].digest == 0)
             end_read(conn);
     }
     return body;

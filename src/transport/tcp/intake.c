@@ -75,6 +75,12 @@ static int where_body(struct tcp_intake *intake, struct iovec *iov)
     return count;
 }
 
+/* Whether this frame's body is taken whole before anything is done with it. */
+static bool body_is_small(const struct tcp_intake *intake)
+{
+    return intake->frame.type == CHUNK_ERROR || intake->frame.type == CHUNK_DIGEST;
+}
+
 int tcp_intake_where(struct tcp_intake *intake, struct iovec *iov)
 {
     int count = 0;
@@ -84,9 +90,9 @@ int tcp_intake_where(struct tcp_intake *intake, struct iovec *iov)
                                 .iov_len = CHUNK_HDR_BYTES - intake->head_bytes};
         return 1;
     }
-    if (intake->frame.type == CHUNK_ERROR) {
+    if (body_is_small(intake)) {
         iov[0] = (struct iovec){
-            .iov_base = intake->error_body + (intake->frame.body_bytes - intake->body_left),
+            .iov_base = intake->small_body + (intake->frame.body_bytes - intake->body_left),
             .iov_len = intake->body_left,
         };
         return 1;
@@ -106,7 +112,27 @@ uint32_t tcp_intake_need(const struct tcp_intake *intake)
 
 /* ---- what came ---- */
 
-/* Checks a DATA or ERROR header against the read that is next. */
+/* A DIGEST comes when the read's last byte is there, and only if it was asked for. */
+static enum rf_code check_digest(const struct tcp_intake *intake, struct rf_error *err)
+{
+    const struct read *read = intake->first;
+
+    if (read->digest == 0)
+        return rf_fail(err, RF_E_PROTO,
+                       "the seed sends a digest of request %" PRIu64 ", none was asked for",
+                       read->id);
+    if (intake->read_left > 0)
+        return rf_fail(err, RF_E_PROTO,
+                       "the seed sends the digest of request %" PRIu64 ", %" PRIu64
+                       " bytes of it are left",
+                       read->id, intake->read_left);
+    if (intake->frame.body_bytes != hash_bytes(read->digest))
+        return rf_fail(err, RF_E_PROTO, "the seed sends a digest of %" PRIu32 " bytes, %s has %u",
+                       intake->frame.body_bytes, hash_name(read->digest), hash_bytes(read->digest));
+    return RF_OK;
+}
+
+/* Checks a DATA, DIGEST or ERROR header against the read that is next. */
 static enum rf_code check_frame(struct tcp_intake *intake, struct rf_error *err)
 {
     const struct chunk_hdr *frame = &intake->frame;
@@ -127,6 +153,8 @@ static enum rf_code check_frame(struct tcp_intake *intake, struct rf_error *err)
     }
     if (frame->type == CHUNK_ERROR)
         return RF_OK;
+    if (frame->type == CHUNK_DIGEST)
+        return check_digest(intake, err);
     if (frame->body_bytes > intake->read_left)
         return rf_fail(err, RF_E_PROTO,
                        "the seed sends %" PRIu32 " bytes of request %" PRIu64 ", %" PRIu64
@@ -151,6 +179,7 @@ static enum rf_code take_head(struct tcp_intake *intake, struct rf_error *err)
     switch (intake->frame.type) {
     case CHUNK_DATA:
     case CHUNK_ERROR:
+    case CHUNK_DIGEST:
         return check_frame(intake, err);
     case CHUNK_GOODBYE:
         if (intake->goodbye)
@@ -164,13 +193,20 @@ static enum rf_code take_head(struct tcp_intake *intake, struct rf_error *err)
     return rf_fail(err, RF_E_PROTO, "frame of type %d: only readers send it", intake->frame.type);
 }
 
+/* A DIGEST frame is complete, and with it its read. */
+static void take_digest(struct tcp_intake *intake, struct read **ret_done)
+{
+    memcpy(intake->first->said, intake->small_body, intake->frame.body_bytes);
+    *ret_done = tcp_intake_take(intake);
+}
+
 /* An ERROR frame is complete. */
 static enum rf_code take_error(struct tcp_intake *intake, struct read **ret_done,
                                struct rf_error *err)
 {
     struct rf_error said = {0};
 
-    enum rf_code code = chunk_error_decode(intake->error_body, intake->frame.body_bytes, &said);
+    enum rf_code code = chunk_error_decode(intake->small_body, intake->frame.body_bytes, &said);
     if (intake->frame.request_id == 0) {
         if (err != NULL)
             *err = said;
@@ -195,7 +231,7 @@ static void take_body(struct tcp_intake *intake, uint64_t bytes, struct read **r
         if (code != RF_OK)
             fail_read(intake, code);
     }
-    if (intake->read_left == 0)
+    if (intake->read_left == 0 && read->digest == 0)
         *ret_done = tcp_intake_take(intake);
 }
 
@@ -203,13 +239,16 @@ enum rf_code tcp_intake_arrived(struct tcp_intake *intake, uint64_t bytes, struc
                                 struct rf_error *err)
 {
     *ret_done = NULL;
-    if (intake->head_bytes == CHUNK_HDR_BYTES && intake->frame.type == CHUNK_ERROR) {
+    if (intake->head_bytes == CHUNK_HDR_BYTES && body_is_small(intake)) {
         assert(bytes <= intake->body_left);
         intake->body_left -= (uint32_t)bytes;
         if (intake->body_left > 0)
             return RF_OK;
         intake->head_bytes = 0;
-        return take_error(intake, ret_done, err);
+        if (intake->frame.type == CHUNK_ERROR)
+            return take_error(intake, ret_done, err);
+        take_digest(intake, ret_done);
+        return RF_OK;
     }
     if (intake->head_bytes == CHUNK_HDR_BYTES) {
         uint64_t body = bytes < intake->offered ? bytes : intake->offered;

@@ -28,8 +28,8 @@ struct tcp_intake {
     struct chunk_hdr frame; /* while head is complete */
     uint32_t body_left;
     uint64_t offered; /* of the sink's or the scratch memory, by the last where() */
-    uint8_t error_body[CHUNK_MAX_ERROR_BODY];
-    uint8_t *scratch; /* the owner's, TCP_SCRATCH_BYTES */
+    uint8_t small_body[CHUNK_MAX_ERROR_BODY]; /* of an ERROR or a DIGEST */
+    uint8_t *scratch;                         /* the owner's, TCP_SCRATCH_BYTES */
 };
 
 void tcp_intake_init(struct tcp_intake *intake, uint8_t *scratch);

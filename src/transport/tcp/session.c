@@ -280,6 +280,7 @@ enum rf_code tcp_session_submit(struct transport_session *session, struct read *
     size_t before = session->out.bytes;
     const struct chunk_hdr hdr = {
         .type = CHUNK_READ,
+        .flags = chunk_digest_flag(read->digest),
         .body_bytes = CHUNK_READ_BYTES + read->range_count * CHUNK_RANGE_BYTES,
         .request_id = session->next_id,
     };
