@@ -129,9 +129,9 @@ demo_model() {
         url_copy=$(member url <"$scratch/copy.ready")
         "$rfork" diff "$url" "$url_copy" >"$scratch/diff" || die "$transport: $(tail -n 1 "$scratch/diff")"
         # And on from there: a fork of a fork, into files.
-        "$rfork" fork "$url_copy" -o "$scratch/folder" --json >"$scratch/fork"
+        "$rfork" fork "$url_copy" --transport "$transport" -o "$scratch/folder" --json >"$scratch/fork"
         same_files "$model" "$scratch/folder"
-        [ "$transport" != tcp ] || result_row "its fork, into a folder on disk" "$scratch/fork"
+        result_row "its fork, into a folder on disk" "$scratch/fork"
         rm -rf "$scratch/folder"
         stop_instance
     done
