@@ -5,9 +5,12 @@ Two network namespaces of one machine have the same boot id, so that `map` is tr
 abstract Unix socket is not of this network.
 """
 
+import re
+import signal
 import subprocess
 import time
 import unittest
+from pathlib import Path
 
 import hosts
 import util
@@ -145,18 +148,38 @@ class Unreachable(hosts.Case):
         (b,) = self.hosts("b")
         self.ends([util.UNREACHABLE], 0, b, "fork", "http://192.0.2.1:30000")
 
+    def swallow(self, host, port):
+        """What this port of a host answers never arrives."""
+        try:
+            host.ip(f"rule add priority 100 ipproto tcp sport {port} blackhole")
+        except subprocess.CalledProcessError as error:
+            self.skipTest(f"no rules about ports here: {error.stderr.strip()}")
+
     def test_a_firewall_that_swallows_the_data_port(self):
         a, b = self.hosts("a", "b")
         with self.seed_on(a, "--model-path", self.model(), "--data-port", 30001) as seed:
-            try: # answers from there have no way back
-                a.ip("rule add priority 100 ipproto tcp sport 30001 blackhole")
-            except subprocess.CalledProcessError as error:
-                self.skipTest(f"no rules about ports here: {error.stderr.strip()}")
+            self.swallow(a, 30001)
             line = self.ends([util.TIMEOUT], 1, b, "fork", seed.url, "-o", self.path("copy"), "--timeout", "1s",
                              "--retries", "0")
-            self.assertRegex(line, rf"{a.address}:30001.*connecting")
+            self.assertRegex(line, rf"{a.address}:30001: connecting took longer than 1000 ms")
             self.assert_nothing_left(self.path("copy"))
             util.wait_until(lambda: seed.metrics()["rfork_leases"] == 0, 10, "no lease left")
+
+    def test_it_is_a_timeout_also_when_the_kernel_notices_first(self):
+        a, b = self.hosts("a", "b")
+        with self.seed_on(a, "--model-path", self.model(), "--data-port", 30001) as seed:
+            self.swallow(a, 30001)
+            reader = self.start_on(b, "fork", seed.url, "--timeout", "1s", "--retries", "0")
+
+            def connecting(): # a socket of b towards port 30001 in SYN_SENT
+                return re.search(r":7531 02 ", Path(f"/proc/{reader.pid}/net/tcp").read_text())
+
+            util.wait_until(connecting, 20, "the reader connecting", pause=0.001)
+            reader.send(signal.SIGSTOP)
+            util.wait_until(lambda: not connecting(), 20, "the kernel giving up")
+            reader.send(signal.SIGCONT)
+            self.assertEqual(reader.wait(20), util.TIMEOUT, reader.stderr)
+            self.assertRegex(reader.stderr, rf"{a.address}:30001: connecting took longer than 1000 ms")
 
     def test_a_silent_seed_is_not_waited_for_when_there_are_files(self):
         a, b = self.hosts("a", "b")

@@ -93,6 +93,10 @@ static enum rf_code fail_gone(const struct transport_session *session, const cha
 {
     char reason[128];
 
+    /* tcp_tune() gives the kernel our own deadline: which of the two is noticed first is chance. */
+    if (sys_errno == ETIMEDOUT)
+        return rf_fail(err, RF_E_TIMEOUT, "seed %s: %s took longer than %" PRIu64 " ms",
+                       session->peer, what, timeout_ms(session));
     return rf_fail(err, RF_E_UNREACHABLE, "seed %s: %s: %s", session->peer, what,
                    strerror_r(sys_errno, reason, sizeof reason));
 }
