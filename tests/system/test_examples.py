@@ -240,20 +240,22 @@ class Endings(Case):
         self.assertRegex(done.stderr, r"^engine_fork: open: http://127.0.0.1:\d+: .*\n$")
 
     def test_an_engine_that_is_killed_midway_is_named_by_its_forks(self):
-        engine = self.engine()
         # They ask, take nothing of what comes, and look again when their timeout is over; engine_fork's is 10 s.
         stall = "fault:1,kind=stall:tcp"
+        first, second = self.engine(), self.engine()
         forks = [
-            self.start(engine.url, stall, program=str(FORK)),
-            self.start("fork", engine.url, "-o", self.path("copy"), "--transport", stall, "--timeout", "2s"),
+            (first, self.start(first.url, stall, program=str(FORK))),
+            (second, self.start("fork", second.url, "-o", self.path("copy"), "--transport", stall, "--timeout", "2s")),
         ]
 
-        def begun():
-            status, _, body = util.http_get(engine.url, "/metrics")
-            return status == 200 and re.search(rb'sent_bytes_total\{transport="tcp"\} [1-9]', body)
-        util.wait_until(begun, 20, "some bytes")
-        engine.kill()
-        for process in forks:
+        def begun(engine):
+            _, _, body = util.http_get(engine.url, "/metrics")
+            return re.search(rb'sent_bytes_total\{transport="tcp"\} [1-9]', body)
+
+        for engine, _ in forks:
+            util.wait_until(lambda engine=engine: begun(engine), 20, "some bytes")
+            engine.kill()
+        for engine, process in forks:
             self.assertEqual(process.wait(40), util.UNREACHABLE, process.stderr)
             self.assertEqual(process.stdout, "")
             self.assertRegex(process.stderr.splitlines()[-1], rf"^(engine_fork: run|rfork): .*{engine.url}")
