@@ -623,6 +623,31 @@ static void idle_connections_cost_the_others_nothing(void **state)
     world_stop(&world);
 }
 
+/* More silent connections than there are places; the listener's queue holds the reader until they are
+ * given up, which is sooner than in a seed with room. */
+static void silent_connections_do_not_keep_readers_out(void **state)
+{
+    enum { SILENT = 100 };
+    int fds[SILENT];
+    struct world world;
+
+    (void)state;
+    world_start_with(&world,
+                     &(struct transport_seed_options){.host = "127.0.0.1", .max_connections = 4});
+    for (unsigned i = 0; i < SILENT; i++) {
+        fds[i] = plain_socket();
+        plain_connect(&world, fds[i]);
+    }
+    uint64_t begin_ns = clock_now_ns();
+    int fd = plain_open(&world);
+    expect_alive(&world, fd);
+    assert_true(clock_seconds(begin_ns, clock_now_ns()) < WAIT_MS / 1e3 / 2);
+    close(fd);
+    for (unsigned i = 0; i < SILENT; i++)
+        close(fds[i]);
+    world_stop(&world);
+}
+
 static void without_descriptors_accepting_waits(void **state)
 {
     struct world world;
@@ -846,6 +871,7 @@ int main(void)
         cmocka_unit_test(a_reader_that_does_not_read_is_let_go),
         cmocka_unit_test(beyond_the_limit_readers_are_told_so),
         cmocka_unit_test(idle_connections_cost_the_others_nothing),
+        cmocka_unit_test(silent_connections_do_not_keep_readers_out),
         cmocka_unit_test(without_descriptors_accepting_waits),
         cmocka_unit_test(a_file_that_shrinks_ends_only_its_connection),
         cmocka_unit_test(it_listens_where_it_is_told),

@@ -25,6 +25,7 @@ enum {
     SEED_SPARE_CONNECTIONS = 64, /* beyond the limit, to be told so */
     SEED_TURN_BYTES = 1 << 20,   /* of one connection, before the others are looked at */
     SEED_TURN_CALLS = 8,
+    SEED_CROWDED_MS = 1000, /* for a hello, while more than half of the places are taken */
     SEED_MAX_TICK_MS = 500, /* between two looks at the connections' deadlines */
     SEED_MIN_TICK_MS = 10,
 };
@@ -349,7 +350,11 @@ static void accept_one(struct transport_seed *seed, int fd)
         return;
     }
     peer->fd = fd;
-    peer->deadline_ns = clock_deadline_ns(seed->handshake_ms);
+    /* A reader says its hello at once. Whoever fills the seed with silent connections holds places
+     * that readers need. */
+    bool crowded = total_load(seed) > seed->policy.max_readers / 2;
+    peer->deadline_ns = clock_deadline_ns(
+        crowded && seed->handshake_ms > SEED_CROWDED_MS ? SEED_CROWDED_MS : seed->handshake_ms);
     tcp_tune(fd, seed->idle_ms);
     tcp_tune_sender(fd);
     accept_assign(seed, peer);
