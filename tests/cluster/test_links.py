@@ -51,12 +51,12 @@ class Slow(hosts.Case):
 
 
 class Down(hosts.Case):
-    BYTES = 64 << 20
+    BYTES = 40 << 20
 
     def setUp(self):
         super().setUp()
         self.a, self.b = self.hosts("a", "b")
-        self.b.limit("10mbps") # some seconds for all of it
+        self.b.limit("10mbps") # four seconds for all of it
         self.content = self.model(tensors=util.big_tensors(self.BYTES))
 
     def under_way(self, seed, *arguments):
