@@ -36,8 +36,7 @@ static void remote_pause(const struct remote *remote, int ms)
     (void)poll(&wake, 1, ms);
 }
 
-/* RF_OK: ready. RF_AGAIN: still loading. Anything else: it will not become ready. */
-static enum rf_code look(struct remote *remote, struct rf_error *err)
+enum rf_code remote_look(struct remote *remote, struct rf_error *err)
 {
     instance_info_free(&remote->info);
     enum rf_code code = client_instance(remote->client, &remote->info, err);
@@ -60,7 +59,7 @@ static enum rf_code wait_ready(struct remote *remote, uint64_t wait_ready_ms, st
     uint64_t deadline_ns = clock_deadline_ns(wait_ready_ms);
 
     for (;;) {
-        enum rf_code code = look(remote, err);
+        enum rf_code code = remote_look(remote, err);
         bool may_come = code == RF_AGAIN || code == RF_E_UNREACHABLE;
 
         if (code == RF_OK || !may_come)
@@ -127,7 +126,6 @@ enum rf_code remote_open(const char *url, const struct remote_options *options,
         remote_close(remote);
         return code;
     }
-    remote->total_bytes = manifest_total_bytes(remote->manifest);
     *ret_remote = remote;
     return RF_OK;
 }
@@ -171,23 +169,6 @@ struct client *remote_client(const struct remote *remote)
 
 /* ---- what all ways of taking share ---- */
 
-static enum rf_code fetch_digests(void *ctx, uint32_t rank, struct digest_table *table,
-                                  uint64_t deadline_ns, struct rf_error *err)
-{
-    struct remote *remote = ctx;
-
-    return client_digests(remote->client, rank, (uint64_t)clock_left_ms(deadline_ns), table, err);
-}
-
-static void add_progress(void *ctx, uint64_t done_bytes, uint64_t total_bytes)
-{
-    struct remote *remote = ctx;
-
-    (void)total_bytes;
-    remote->options->progress(remote->options->progress_ctx, remote->before_bytes + done_bytes,
-                              remote->total_bytes);
-}
-
 void remote_fork_options(struct remote *remote, struct fork_options *ret_options)
 {
     const struct remote_options *options = remote->options;
@@ -199,52 +180,9 @@ void remote_fork_options(struct remote *remote, struct fork_options *ret_options
         .retries = options->retries,
         .cancel = options->cancel,
         .cancel_fd = options->cancel_fd,
-        .progress = options->progress != NULL ? add_progress : NULL,
-        .progress_ctx = remote,
-        .digests = fetch_digests,
-        .digests_ctx = remote,
+        .progress = options->progress,
+        .progress_ctx = options->progress_ctx,
     };
-}
-
-/* When the seed went away, its own last word (if it still has one) says more than a reset
- * connection. */
-static enum rf_code ask_why(struct remote *remote, enum rf_code code, struct rf_error *err)
-{
-    struct rf_error last;
-
-    if (code != RF_E_UNREACHABLE && code != RF_E_PROTO)
-        return code;
-    if (look(remote, &last) == RF_E_CHANGED)
-        return rf_fail(err, RF_E_CHANGED, "%s", last.text);
-    return code;
-}
-
-enum rf_code remote_take_rank(struct remote *remote, uint32_t rank, const struct fork_dest *dest,
-                              fork_prepare_fn prepare, void *prepare_ctx,
-                              struct digest_table *table, struct remote_result *result,
-                              struct rf_error *err)
-{
-    struct fork_options options;
-    struct fork_stats stats = {.bytes = 0};
-
-    remote_fork_options(remote, &options);
-    options.prepare = prepare;
-    options.prepare_ctx = prepare_ctx;
-    enum rf_code code = fork_rank(remote->manifest, rank, &remote->choice, remote->lease.token,
-                                  dest, table, &options, &stats, err);
-    if (code != RF_OK) {
-        code = ask_why(remote, code, err);
-        return rf_error_wrap(err, code, "fork from %s by %s", client_url(remote->client),
-                             remote->choice.endpoint.transport);
-    }
-    remote->before_bytes += stats.bytes;
-    result->bytes += stats.bytes;
-    result->wire_bytes += stats.wire_bytes;
-    result->chunks += stats.chunks;
-    result->chunks_retried += stats.chunks_retried;
-    if (stats.connections > result->connections)
-        result->connections = stats.connections;
-    return RF_OK;
 }
 
 static enum rf_code root_of(const struct manifest *manifest, struct digest_table *const *tables,
@@ -311,33 +249,4 @@ enum rf_code remote_fetch_file(struct remote *remote, uint32_t file, struct buf 
         return rf_fail(err, RF_E_CORRUPT, "%s: %s arrived with another digest than the manifest's",
                        client_url(remote->client), entry->name);
     return RF_OK;
-}
-
-enum rf_code remote_fork_dest(struct remote *remote, uint32_t rank, const struct fork_dest *dest,
-                              struct remote_result *ret_result, struct rf_error *err)
-{
-    const struct manifest *manifest = remote->manifest;
-    struct remote_result result = {.verified = remote->options->verify};
-
-    if (rank >= manifest->rank_count)
-        return rf_fail(err, RF_E_MISMATCH, "rank %" PRIu32 ": %s has %" PRIu32 " of them", rank,
-                       client_url(remote->client), manifest->rank_count);
-    struct digest_table **tables = calloc(manifest->rank_count, sizeof(struct digest_table *));
-    if (tables != NULL)
-        tables[rank] =
-            digest_table_create(manifest->algorithm, manifest_chunk_count(manifest, rank));
-    if (tables == NULL || tables[rank] == NULL) {
-        free(tables);
-        return rf_fail(err, RF_E_NOMEM, "no memory for digests");
-    }
-    remote->total_bytes = manifest->ranks[rank].stream_bytes;
-    enum rf_code code =
-        remote_take_rank(remote, rank, dest, NULL, NULL, tables[rank], &result, err);
-    if (code == RF_OK)
-        code = remote_finish(remote, tables, &result, err);
-    digest_table_destroy(tables[rank]);
-    free(tables);
-    if (code == RF_OK)
-        *ret_result = result;
-    return code;
 }

@@ -301,9 +301,20 @@ static enum rf_code transfer(struct out *out, struct remote_result *result, stru
 
     if (table == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for digests");
+    const struct fork_target target = {.dest = &out->dests[0]};
+    struct fork_move whole = {.read = {.bytes = manifest->ranks[0].stream_bytes, .count = 1}};
+    const struct remote_run run = {
+        .remotes = &out->remote,
+        .remote_count = 1,
+        .targets = &target,
+        .target_count = 1,
+        .moves = &whole,
+        .move_count = whole.read.bytes > 0 ? 1 : 0,
+        .tables = tables,
+    };
     enum rf_code code = fork_dest_finish(&out->dests[0], manifest->ranks[0].stream_bytes, err);
     if (code == RF_OK)
-        code = remote_take_rank(out->remote, 0, &out->dests[0], NULL, NULL, table, result, err);
+        code = remote_run(&run, result, err);
     if (code == RF_OK)
         code = remote_finish(out->remote, tables, result, err);
     digest_table_destroy(table);

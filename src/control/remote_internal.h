@@ -15,19 +15,52 @@ struct remote {
     struct transport_choice choice;
     struct transport_session **sessions; /* [manifest->rank_count] that granted mappings, or NULL */
     uint64_t opened_ns;
-    uint64_t before_bytes; /* of ranks that are complete: progress goes on from there */
-    uint64_t total_bytes;  /* of the ranks this fork takes */
 };
 
 /* Options of fork/ for this remote, verification included. */
 void remote_fork_options(struct remote *remote, struct fork_options *ret_options);
 
-/* One rank, with its progress as a part of the whole; adds to the result. prepare as in struct
- * fork_options. */
-enum rf_code remote_take_rank(struct remote *remote, uint32_t rank, const struct fork_dest *dest,
-                              fork_prepare_fn prepare, void *prepare_ctx,
-                              struct digest_table *table, struct remote_result *result,
-                              struct rf_error *err);
+/* Everything that moves in one fork. */
+struct remote_run {
+    struct remote *const *remotes;
+    uint32_t remote_count;
+    uint32_t target_count;
+    const struct fork_target *targets;
+    /* Their sources are the ranks of all remotes, one remote after the other. Are sorted. */
+    struct fork_move *moves;
+    uint64_t move_count;
+    /* [sources] digests of each, filled on the way; NULL, also single entries: made for the run */
+    struct digest_table *const *tables;
+};
+
+/* All of it at once, by one set of connections; adds to the result. */
+enum rf_code remote_run(const struct remote_run *run, struct remote_result *result,
+                        struct rf_error *err);
+
+/* All ranks of the store's manifest into shared memory of our own, sealed when complete; the run's
+ * targets are made here. */
+enum rf_code remote_copy_ranks(const struct remote_run *run, struct store *store,
+                               struct remote_result *result, struct rf_error *err);
+/* What the seed holds of the manifest's files, into the store. */
+enum rf_code remote_take_files(struct remote *remote, struct store *store, struct rf_error *err);
+
+/* Asks the seed how it is. RF_OK: ready. RF_AGAIN: still loading. Anything else: it will not become
+ * ready, and err says why. */
+enum rf_code remote_look(struct remote *remote, struct rf_error *err);
+
+/* A rank as the seed's own pages; layout is the caller's to free. The session stays open. Adds
+ * to the result. */
+enum rf_code remote_map_layout(struct remote *remote, uint32_t rank, struct layout *layout,
+                               struct remote_result *result, struct rf_error *err);
+/* Every region that a layout uses, each once. */
+enum rf_code remote_add_regions(struct store *store, const struct layout *layout,
+                                struct rf_error *err);
+/* RF_E_NOMEM unless so many bytes can be had here. */
+enum rf_code remote_refuse_large(const struct remote *remote, uint64_t wanted,
+                                 struct rf_error *err);
+/* Fits fork_prepare_fn; ctx is the region that the target's stream lies in from offset 0 on. */
+enum rf_code remote_prepare_region(void *ctx, uint64_t stream_offset, uint64_t bytes,
+                                   struct rf_error *err);
 
 /* Fills transport, reason, times; the root if all tables (one per rank, NULL entries allowed)
  * are complete. */

@@ -17,7 +17,7 @@ static bool store_has_region(const struct store *store, const struct region *reg
     return false;
 }
 
-static enum rf_code add_regions(struct store *store, const struct layout *layout,
+enum rf_code remote_add_regions(struct store *store, const struct layout *layout,
                                 struct rf_error *err)
 {
     const struct region *last = NULL;
@@ -36,7 +36,7 @@ static enum rf_code add_regions(struct store *store, const struct layout *layout
 }
 
 /* The session stays open: the seed knows its readers by it. */
-static enum rf_code map_layout(struct remote *remote, uint32_t rank, struct layout *layout,
+enum rf_code remote_map_layout(struct remote *remote, uint32_t rank, struct layout *layout,
                                struct remote_result *result, struct rf_error *err)
 {
     struct fork_options options;
@@ -57,10 +57,10 @@ static enum rf_code map_rank(struct remote *remote, uint32_t rank, struct store 
                              struct remote_result *result, struct rf_error *err)
 {
     struct store_rank *into = &store->ranks[rank];
-    enum rf_code code = map_layout(remote, rank, &into->layout, result, err);
+    enum rf_code code = remote_map_layout(remote, rank, &into->layout, result, err);
 
     if (code == RF_OK)
-        code = add_regions(store, &into->layout, err);
+        code = remote_add_regions(store, &into->layout, err);
     /* What the seed knows already need not be computed again; what it does not, is made here
      * later. */
     if (code == RF_OK)
@@ -82,7 +82,7 @@ enum rf_code remote_map(struct remote *remote, uint32_t rank, struct layout *ret
     none = calloc(remote->manifest->rank_count, sizeof(struct digest_table *));
     if (none == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for a fork");
-    enum rf_code code = map_layout(remote, rank, ret_layout, &result, err);
+    enum rf_code code = remote_map_layout(remote, rank, ret_layout, &result, err);
     if (code == RF_OK)
         code = remote_finish(remote, none, &result, err);
     if (code == RF_OK)
@@ -90,9 +90,8 @@ enum rf_code remote_map(struct remote *remote, uint32_t rank, struct layout *ret
     return code;
 }
 
-static enum rf_code refuse_large(struct remote *remote, struct rf_error *err)
+enum rf_code remote_refuse_large(const struct remote *remote, uint64_t wanted, struct rf_error *err)
 {
-    uint64_t wanted = manifest_total_bytes(remote->manifest);
     uint64_t there = memory_available();
     char wanted_text[SIZE_TEXT_BYTES];
     char there_text[SIZE_TEXT_BYTES];
@@ -106,46 +105,101 @@ static enum rf_code refuse_large(struct remote *remote, struct rf_error *err)
                    size_text(there, there_text));
 }
 
-static enum rf_code prepare_memory(void *ctx, uint64_t stream_offset, uint64_t bytes,
+enum rf_code remote_prepare_region(void *ctx, uint64_t stream_offset, uint64_t bytes,
                                    struct rf_error *err)
 {
     return region_populate(ctx, stream_offset, bytes, err);
 }
 
-static enum rf_code copy_rank(struct remote *remote, uint32_t rank, struct store *store,
-                              struct remote_result *result, struct rf_error *err)
+/* One copied rank while it is being filled. */
+struct copy_rank {
+    struct region *region; /* NULL: the rank has no bytes */
+    struct fork_dest dest;
+};
+
+static enum rf_code copy_begin(struct copy_rank *copy, uint64_t bytes, struct rf_error *err)
 {
-    uint64_t bytes = remote->manifest->ranks[rank].stream_bytes;
+    if (bytes == 0)
+        return RF_OK;
+    enum rf_code code = region_create_memfd("rfork-weights", bytes, &copy->region, err);
+    if (code != RF_OK)
+        return code;
+    struct fork_segment whole = {
+        .bytes = bytes, .addr = region_data_writable(copy->region), .fd = -1};
+    code = fork_dest_add(&copy->dest, &whole, err);
+    return code == RF_OK ? fork_dest_finish(&copy->dest, bytes, err) : code;
+}
+
+static enum rf_code copy_end(struct copy_rank *copy, struct store *store, uint32_t rank,
+                             struct rf_error *err)
+{
+    uint64_t bytes = store->manifest->ranks[rank].stream_bytes;
     struct layout *layout = &store->ranks[rank].layout;
-    struct fork_dest dest = {.count = 0};
-    struct region *region = NULL;
 
     if (bytes == 0)
         return layout_finish(layout, 0, err);
-    enum rf_code code = region_create_memfd("rfork-weights", bytes, &region, err);
-    if (code != RF_OK)
-        return code;
-    struct fork_segment whole = {.bytes = bytes, .addr = region_data_writable(region), .fd = -1};
-    code = fork_dest_add(&dest, &whole, err);
+    enum rf_code code = region_seal(copy->region, err);
     if (code == RF_OK)
-        code = fork_dest_finish(&dest, bytes, err);
+        code = store_add_region(store, copy->region, err);
     if (code == RF_OK)
-        code = remote_take_rank(remote, rank, &dest, prepare_memory, region,
-                                store->ranks[rank].digests, result, err);
+        code = layout_add(layout, 0, bytes, copy->region, 0, err);
+    return code == RF_OK ? layout_finish(layout, bytes, err) : code;
+}
+
+enum rf_code remote_copy_ranks(const struct remote_run *run, struct store *store,
+                               struct remote_result *result, struct rf_error *err)
+{
+    uint32_t count = store->manifest->rank_count;
+    struct remote_run filled = *run;
+    rf_autofree struct copy_rank *copies = calloc((size_t)count + 1, sizeof(*copies));
+    rf_autofree struct fork_target *targets = calloc((size_t)count + 1, sizeof(*targets));
+    enum rf_code code = RF_OK;
+
+    if (copies == NULL || targets == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " ranks", count);
+    for (uint32_t i = 0; code == RF_OK && i < count; i++) {
+        code = copy_begin(&copies[i], store->manifest->ranks[i].stream_bytes, err);
+        targets[i] = (struct fork_target){.dest = &copies[i].dest,
+                                          .prepare = remote_prepare_region,
+                                          .prepare_ctx = copies[i].region};
+    }
+    filled.targets = targets;
+    filled.target_count = count;
     if (code == RF_OK)
-        code = region_seal(region, err);
-    if (code == RF_OK)
-        code = store_add_region(store, region, err);
-    if (code == RF_OK)
-        code = layout_add(layout, 0, bytes, region, 0, err);
-    if (code == RF_OK)
-        code = layout_finish(layout, bytes, err);
-    fork_dest_free(&dest);
-    region_unref(region);
+        code = remote_run(&filled, result, err);
+    for (uint32_t i = 0; code == RF_OK && i < count; i++)
+        code = copy_end(&copies[i], store, i, err);
+    for (uint32_t i = 0; i < count; i++) {
+        fork_dest_free(&copies[i].dest);
+        region_unref(copies[i].region);
+    }
     return code;
 }
 
-static enum rf_code take_files(struct remote *remote, struct store *store, struct rf_error *err)
+/* All ranks as they are. */
+static enum rf_code copy_all(struct remote *remote, struct store *store,
+                             struct digest_table *const *tables, struct remote_result *result,
+                             struct rf_error *err)
+{
+    uint32_t count = remote->manifest->rank_count;
+    rf_autofree struct fork_move *moves = calloc((size_t)count + 1, sizeof(*moves));
+    struct remote_run run = {
+        .remotes = &remote, .remote_count = 1, .moves = moves, .tables = tables};
+
+    if (moves == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " ranks", count);
+    enum rf_code code = remote_refuse_large(remote, manifest_total_bytes(remote->manifest), err);
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t bytes = remote->manifest->ranks[i].stream_bytes;
+
+        if (bytes > 0)
+            moves[run.move_count++] =
+                (struct fork_move){.read = {.bytes = bytes, .count = 1}, .source = i, .target = i};
+    }
+    return code == RF_OK ? remote_copy_ranks(&run, store, result, err) : code;
+}
+
+enum rf_code remote_take_files(struct remote *remote, struct store *store, struct rf_error *err)
 {
     for (uint32_t i = 0; i < remote->manifest->file_count; i++) {
         BUF_AUTO struct buf content = {.data = NULL};
@@ -180,14 +234,13 @@ static enum rf_code verify_mapped_pages(struct remote *remote, struct store *sto
     return store_verify(store, thread_cpus(), err);
 }
 
-static enum rf_code take_ranks(struct remote *remote, bool map, struct store *store,
-                               struct remote_result *result, struct rf_error *err)
+static enum rf_code map_all(struct remote *remote, struct store *store,
+                            struct remote_result *result, struct rf_error *err)
 {
-    enum rf_code code = map ? RF_OK : refuse_large(remote, err);
+    enum rf_code code = RF_OK;
 
     for (uint32_t i = 0; code == RF_OK && i < remote->manifest->rank_count; i++)
-        code = map ? map_rank(remote, i, store, result, err)
-                   : copy_rank(remote, i, store, result, err);
+        code = map_rank(remote, i, store, result, err);
     return code;
 }
 
@@ -200,28 +253,26 @@ enum rf_code remote_fork_memory(struct remote *remote, enum remote_memory memory
         .mapped = memory == REMOTE_SHARE && remote->choice.transport->map != NULL,
     };
     struct store *store = NULL;
-    enum rf_code code = store_create(remote->manifest, &store, err);
+    rf_autofree struct digest_table **tables =
+        calloc((size_t)manifest->rank_count + 1, sizeof(struct digest_table *));
+    enum rf_code code = tables != NULL ? store_create(remote->manifest, &store, err)
+                                       : rf_fail(err, RF_E_NOMEM, "no memory for digests");
 
     if (code != RF_OK)
         return code;
-    code = take_ranks(remote, result.mapped, store, &result, err);
+    for (uint32_t i = 0; i < manifest->rank_count; i++)
+        tables[i] = store->ranks[i].digests;
+    code = result.mapped ? map_all(remote, store, &result, err)
+                         : copy_all(remote, store, tables, &result, err);
     result.verified = code == RF_OK && !result.mapped && remote->options->verify;
     if (code == RF_OK && result.mapped && verify_mapped) {
         code = verify_mapped_pages(remote, store, err);
         result.verified = code == RF_OK;
     }
     if (code == RF_OK)
-        code = take_files(remote, store, err);
-    rf_autofree struct digest_table **tables = NULL;
-    if (code == RF_OK) {
-        tables = calloc(manifest->rank_count, sizeof(struct digest_table *));
-        code = tables != NULL ? RF_OK : rf_fail(err, RF_E_NOMEM, "no memory for digests");
-    }
-    if (code == RF_OK) {
-        for (uint32_t i = 0; i < manifest->rank_count; i++)
-            tables[i] = store->ranks[i].digests;
+        code = remote_take_files(remote, store, err);
+    if (code == RF_OK)
         code = remote_finish(remote, tables, &result, err);
-    }
     if (code != RF_OK) {
         store_destroy(store);
         return code;

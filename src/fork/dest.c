@@ -90,3 +90,15 @@ uint32_t fork_dest_find(const struct fork_dest *dest, uint64_t stream_offset)
     }
     return low;
 }
+
+uint32_t fork_dest_find_near(const struct fork_dest *dest, uint64_t stream_offset, uint32_t hint)
+{
+    if (hint < dest->count) {
+        const struct fork_segment *segment = &dest->segments[hint];
+
+        if (stream_offset >= segment->stream_offset &&
+            stream_offset - segment->stream_offset < segment->bytes)
+            return hint;
+    }
+    return fork_dest_find(dest, stream_offset);
+}

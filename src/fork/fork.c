@@ -1,4 +1,5 @@
-/* One rank: workers move chunks, the caller's thread watches digests, progress and cancelling. */
+/* All ranks at once: workers move items, the caller's thread watches digests, progress and
+ * cancelling. */
 #include "fork/fork.h"
 
 #include "fork/internal.h"
@@ -8,7 +9,7 @@
 
 enum { FORK_DEFAULT_CONNECTIONS = 4 };
 
-static unsigned choose_connections(const struct fork_options *options, uint64_t chunk_count)
+static unsigned choose_connections(const struct fork_options *options, uint64_t item_count)
 {
     unsigned wanted = options->connections;
 
@@ -17,18 +18,9 @@ static unsigned choose_connections(const struct fork_options *options, uint64_t 
             thread_cpus() < FORK_DEFAULT_CONNECTIONS ? thread_cpus() : FORK_DEFAULT_CONNECTIONS;
     if (wanted > FORK_MAX_CONNECTIONS)
         wanted = FORK_MAX_CONNECTIONS;
-    if (wanted > chunk_count)
-        wanted = chunk_count > 0 ? (unsigned)chunk_count : 1;
+    if (wanted > item_count)
+        wanted = item_count > 0 ? (unsigned)item_count : 1;
     return wanted;
-}
-
-static bool goes_to_files(const struct fork_dest *dest)
-{
-    for (uint32_t i = 0; i < dest->count; i++) {
-        if (dest->segments[i].addr == NULL)
-            return true;
-    }
-    return false;
 }
 
 static void check_cancel(struct fork_job *job)
@@ -45,13 +37,14 @@ static void check_cancel(struct fork_job *job)
 static bool job_over(struct fork_job *job)
 {
     mutex_lock(&job->lock);
-    bool over = job->failed || job->done_chunks == job->chunk_count;
+    bool over = job->failed || job->done_items == job->list.count;
     mutex_unlock(&job->lock);
     return over;
 }
 
-static void report_progress(struct fork_job *job, uint64_t total_bytes)
+static void report_progress(struct fork_job *job)
 {
+    uint64_t total_bytes = job->list.bytes;
     uint64_t done = atomic_load_explicit(&job->arrived_bytes, memory_order_relaxed);
 
     if (job->options->progress == NULL)
@@ -59,29 +52,68 @@ static void report_progress(struct fork_job *job, uint64_t total_bytes)
     mutex_lock(&job->lock);
     done -= job->wasted_bytes < done ? job->wasted_bytes : done;
     mutex_unlock(&job->lock);
-    /* Chunks that come again after a broken connection are counted twice while they do. */
+    /* Items that come again after a broken connection are counted twice while they do. */
     job->options->progress(job->options->progress_ctx, done < total_bytes ? done : total_bytes,
                            total_bytes);
 }
 
+/* How many of a source's items wait for digests of its table. */
+static uint64_t items_waiting(struct fork_job *job, uint32_t source)
+{
+    mutex_lock(&job->lock);
+    uint64_t waiting = job->waiting[source];
+    mutex_unlock(&job->lock);
+    return waiting;
+}
+
+/* Asks for the digests that are missing: of one source with time to wait for news, of the
+ * others just for what there is. *turn goes round, so that each is waited for. */
+static enum rf_code ask_digests(struct fork_job *job, uint32_t *turn, uint64_t tick_ns,
+                                bool *ret_asked, struct rf_error *err)
+{
+    uint32_t count = job->plan->source_count;
+    bool waited = false;
+
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t source = (*turn + i) % count;
+        struct digest_table *table = job->plan->sources[source].table;
+
+        if (table == NULL || digest_table_known(table) == digest_table_count(table))
+            continue;
+        if (count > 1 && items_waiting(job, source) == 0)
+            continue;
+        enum rf_code code = job->options->digests(job->options->digests_ctx, source, table,
+                                                  waited ? clock_now_ns() : tick_ns, err);
+        if (code != RF_OK && code != RF_E_TIMEOUT)
+            return code;
+        if (!waited)
+            *turn = source + 1;
+        waited = true;
+        *ret_asked = true;
+    }
+    return RF_OK;
+}
+
 /* Digests that are still missing are asked for; otherwise just waits a tick. */
-static void wait_tick(struct fork_job *job)
+static void wait_tick(struct fork_job *job, uint32_t *turn)
 {
     uint64_t tick_ns = clock_deadline_ns(FORK_TICK_MS);
     struct rf_error error;
+    bool asked = false;
 
-    if (job->options->verify && digest_table_known(job->table) < job->chunk_count) {
-        enum rf_code code = job->options->digests(job->options->digests_ctx, job->rank, job->table,
-                                                  tick_ns, &error);
-        if (code != RF_OK && code != RF_E_TIMEOUT) {
+    if (job->options->verify) {
+        enum rf_code code = ask_digests(job, turn, tick_ns, &asked, &error);
+
+        if (code != RF_OK) {
             error.code = code;
             job_fail(job, &error);
             return;
         }
-        job_compare(job);
     }
+    if (asked)
+        job_compare(job);
     mutex_lock(&job->lock);
-    while (!job->failed && job->done_chunks < job->chunk_count && job->workers > 0 &&
+    while (!job->failed && job->done_items < job->list.count && job->workers > 0 &&
            cond_wait_until(&job->changed, &job->lock, tick_ns)) {
     }
     mutex_unlock(&job->lock);
@@ -95,8 +127,9 @@ static bool workers_gone(struct fork_job *job)
     return gone;
 }
 
-static void supervise(struct fork_job *job, uint64_t total_bytes)
+static void supervise(struct fork_job *job)
 {
+    uint32_t turn = 0;
     uint64_t reported_ns = clock_now_ns();
 
     while (!job_over(job)) {
@@ -107,15 +140,15 @@ static void supervise(struct fork_job *job, uint64_t total_bytes)
             rf_fail(&error, RF_E_FAILED, "all connections ended before the fork was complete");
             job_fail(job, &error);
         }
-        wait_tick(job);
+        wait_tick(job, &turn);
         if (clock_now_ns() - reported_ns >= FORK_TICK_MS * CLOCK_NS_PER_MS) {
-            report_progress(job, total_bytes);
+            report_progress(job);
             reported_ns = clock_now_ns();
         }
     }
 }
 
-static enum rf_code run_workers(struct fork_job *job, uint64_t total_bytes, struct rf_error *err)
+static enum rf_code run_workers(struct fork_job *job, struct rf_error *err)
 {
     pthread_t threads[FORK_MAX_CONNECTIONS];
     unsigned started = 0;
@@ -133,7 +166,7 @@ static enum rf_code run_workers(struct fork_job *job, uint64_t total_bytes, stru
             break;
         }
     }
-    supervise(job, total_bytes);
+    supervise(job);
     job_stop(job);
     for (unsigned i = 0; i < started; i++)
         pthread_join(threads[i], NULL);
@@ -145,49 +178,77 @@ static enum rf_code run_workers(struct fork_job *job, uint64_t total_bytes, stru
     return code;
 }
 
+/* About what one read brings: the largest chunk there is. */
+static uint64_t read_bytes(const struct fork_plan *plan)
+{
+    uint64_t bytes = MANIFEST_MIN_CHUNK_BYTES;
+
+    for (uint32_t i = 0; i < plan->source_count; i++) {
+        if (plan->sources[i].manifest->chunk_bytes > bytes)
+            bytes = plan->sources[i].manifest->chunk_bytes;
+    }
+    return bytes;
+}
+
+enum rf_code fork_run(const struct fork_plan *plan, const struct fork_options *options,
+                      struct fork_stats *ret_stats, struct rf_error *err)
+{
+    uint64_t start_ns = clock_now_ns();
+    struct fork_job job = {
+        .plan = plan, .options = options, .read_bytes = read_bytes(plan), .stop_fd = -1};
+    enum rf_code code = item_list_make(plan, &job.list, err);
+
+    if (code != RF_OK)
+        return code;
+    job.connections = choose_connections(options, job.list.count);
+    code = job_create(&job, err);
+    if (code != RF_OK)
+        return code;
+    if (job.list.count > 0)
+        code = run_workers(&job, err);
+    if (code == RF_OK && options->progress != NULL)
+        options->progress(options->progress_ctx, job.list.bytes, job.list.bytes);
+    if (code == RF_OK) {
+        mutex_lock(&job.lock);
+        *ret_stats = (struct fork_stats){
+            .bytes = job.list.new_bytes,
+            .wire_bytes = atomic_load_explicit(&job.arrived_bytes, memory_order_relaxed),
+            .chunks = job.done_items,
+            .chunks_verified = options->verify ? job.done_items : 0,
+            .chunks_retried = job.retried,
+            .connections = job.connections,
+            .seconds = clock_seconds(start_ns, clock_now_ns()),
+        };
+        mutex_unlock(&job.lock);
+    }
+    job_destroy(&job);
+    return code;
+}
+
 enum rf_code fork_rank(const struct manifest *manifest, uint32_t rank,
                        const struct transport_choice *choice,
                        const uint8_t token[CHUNK_TOKEN_BYTES], const struct fork_dest *dest,
                        struct digest_table *table, const struct fork_options *options,
                        struct fork_stats *ret_stats, struct rf_error *err)
 {
-    uint64_t start_ns = clock_now_ns();
-    uint64_t total_bytes = manifest->ranks[rank].stream_bytes;
-    struct fork_job job = {
-        .manifest = manifest,
-        .rank = rank,
-        .choice = choice,
-        .token = token,
-        .dest = dest,
-        .options = options,
-        .table = table,
-        .chunk_count = manifest_chunk_count(manifest, rank),
-        .chunk_bytes = manifest->chunk_bytes,
-        .stop_fd = -1,
+    const struct fork_peer peer = {.choice = choice, .token = token, .name = "the seed"};
+    const struct fork_source source = {.manifest = manifest, .table = table, .rank = rank};
+    const struct fork_target target = {.dest = dest};
+    struct fork_move whole = {
+        .read = {.bytes = manifest->ranks[rank].stream_bytes, .count = 1},
+    };
+    const struct fork_plan plan = {
+        .peers = &peer,
+        .sources = &source,
+        .targets = &target,
+        .moves = &whole,
+        .move_count = whole.read.bytes > 0 ? 1 : 0,
+        .peer_count = 1,
+        .source_count = 1,
+        .target_count = 1,
     };
 
-    job.connections = choose_connections(options, job.chunk_count);
-    job.to_files = goes_to_files(dest);
-    enum rf_code code = job_create(&job, err);
-    if (code != RF_OK)
-        return code;
-    if (job.chunk_count > 0)
-        code = run_workers(&job, total_bytes, err);
-    if (code == RF_OK && options->progress != NULL)
-        options->progress(options->progress_ctx, total_bytes, total_bytes);
-    mutex_lock(&job.lock);
-    *ret_stats = (struct fork_stats){
-        .bytes = code == RF_OK ? total_bytes : 0,
-        .wire_bytes = atomic_load_explicit(&job.arrived_bytes, memory_order_relaxed),
-        .chunks = job.done_chunks,
-        .chunks_verified = options->verify ? job.done_chunks : 0,
-        .chunks_retried = job.retried,
-        .connections = job.connections,
-        .seconds = clock_seconds(start_ns, clock_now_ns()),
-    };
-    mutex_unlock(&job.lock);
-    job_destroy(&job);
-    return code;
+    return fork_run(&plan, options, ret_stats, err);
 }
 
 enum rf_code fork_map_rank(const struct manifest *manifest, uint32_t rank,

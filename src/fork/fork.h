@@ -1,5 +1,5 @@
-/* Taking a rank's stream from a source into a destination, verified. Knows no HTTP: manifest,
- * endpoints, token and digests come from the caller. */
+/* Taking ranks of a seed, or slices of them, into destinations, verified. Knows no HTTP: manifests,
+ * endpoints, tokens and digests come from the caller. */
 #ifndef FORK_FORK_H
 #define FORK_FORK_H
 
@@ -31,9 +31,9 @@ void fork_dest_free(struct fork_dest *dest);
  * end. */
 typedef void (*fork_progress_fn)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
 
-/* Merges digests the seed has by now into the table: waits for news until the deadline. Called
- * from one thread. */
-typedef enum rf_code (*fork_digests_fn)(void *ctx, uint32_t rank, struct digest_table *table,
+/* Merges digests the seed has by now into the table of a source: waits for news until the deadline.
+ * Called from one thread. */
+typedef enum rf_code (*fork_digests_fn)(void *ctx, uint32_t source, struct digest_table *table,
                                         uint64_t deadline_ns, struct rf_error *err);
 
 /* Gets the memory of a part of the destination before bytes are written there: called from the
@@ -42,34 +42,82 @@ typedef enum rf_code (*fork_prepare_fn)(void *ctx, uint64_t stream_offset, uint6
                                         struct rf_error *err);
 
 struct fork_options {
-    unsigned connections;      /* 0: the transport's choice for this machine */
-    bool verify;               /* every chunk against the seed's digest */
+    unsigned connections;      /* in all; 0: chosen for this machine */
+    bool verify;               /* every byte against digests of the seed's */
     uint64_t timeout_ms;       /* of connecting and of silence; 0: 10 s */
-    uint32_t retries;          /* of a corrupt chunk or a broken connection; 0: none */
+    uint32_t retries;          /* of a corrupt read or a broken connection; 0: none */
     const atomic_bool *cancel; /* may be NULL */
     int cancel_fd;             /* -1 or an eventfd */
     fork_progress_fn progress; /* may be NULL */
     void *progress_ctx;
     fork_digests_fn digests; /* needed if verify */
     void *digests_ctx;
-    fork_prepare_fn prepare; /* may be NULL: the destination is there */
+};
+
+/* Somebody who can be connected to: one connection reaches all ranks there. */
+struct fork_peer {
+    const struct transport_choice *choice;
+    const uint8_t *token; /* CHUNK_TOKEN_BYTES */
+    const char *name;     /* for messages */
+};
+
+/* A rank of a peer's manifest that is read. */
+struct fork_source {
+    const struct manifest *manifest;
+    struct digest_table *table; /* of the rank's chunks, as the seed says; filled on the way */
+    uint32_t peer;
+    uint32_t rank;
+};
+
+/* Where bytes go: a rank of the new instance. */
+struct fork_target {
+    const struct fork_dest *dest; /* finished */
+    fork_prepare_fn prepare;      /* may be NULL: the memory is there */
     void *prepare_ctx;
 };
 
+/* Pieces of a source's stream and their places in a target's: as struct reshard_move. */
+struct fork_move {
+    struct stream_range read;
+    uint64_t write_offset;
+    uint64_t write_stride;
+    uint32_t source;
+    uint32_t target;
+    uint8_t from; /* enum rf_dtype; differs from `to`: elements are converted on arrival */
+    uint8_t to;
+};
+
+/* All of a fork, however many ranks: one set of connections, one error. */
+struct fork_plan {
+    const struct fork_peer *peers;
+    const struct fork_source *sources; /* those of one peer next to each other */
+    const struct fork_target *targets;
+    struct fork_move *moves; /* are sorted */
+    uint64_t move_count;
+    uint32_t peer_count;
+    uint32_t source_count;
+    uint32_t target_count;
+};
+
 struct fork_stats {
-    uint64_t bytes;      /* of the stream that arrived */
+    uint64_t bytes;      /* at the targets */
     uint64_t wire_bytes; /* with what had to be read again */
-    uint64_t chunks;
+    uint64_t chunks;     /* reads: whole chunks, or slices of some */
     uint64_t chunks_verified;
     uint64_t chunks_retried;
     unsigned connections;
     double seconds;
 };
 
-/* Moves one rank. table: digests of the rank, filled on the way (its own, computed from what
- * arrived, are compared with the seed's). Errors: RF_E_UNREACHABLE, RF_E_TIMEOUT, RF_E_CORRUPT
- * (chunk, byte range, first tensors in it), RF_E_CANCELLED, RF_E_SYS and RF_E_NOMEM (writing to
- * a file). On error the destination's content is undefined. */
+/* Moves everything. Bytes of the targets that no move writes are left as they are. Errors:
+ * RF_E_UNREACHABLE, RF_E_TIMEOUT, RF_E_CORRUPT (rank, byte range, first tensors in it),
+ * RF_E_CANCELLED, RF_E_SYS and RF_E_NOMEM (writing to a file), those of item_list_make(); all
+ * name the peer. On error the destinations' content is undefined. */
+enum rf_code fork_run(const struct fork_plan *plan, const struct fork_options *options,
+                      struct fork_stats *ret_stats, struct rf_error *err);
+
+/* The same for one whole rank. table: digests of the rank, filled on the way (its own, computed
+ * from what arrived, are compared with the seed's); options->digests is called for source 0. */
 enum rf_code fork_rank(const struct manifest *manifest, uint32_t rank,
                        const struct transport_choice *choice,
                        const uint8_t token[CHUNK_TOKEN_BYTES], const struct fork_dest *dest,

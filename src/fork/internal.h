@@ -4,56 +4,82 @@
 
 #include "base/clock.h"
 #include "base/thread.h"
-#include "fork/fork.h"
+#include "fork/item.h"
+#include "transport/read_digest.h"
 
 enum {
     FORK_MAX_WINDOW = 8,          /* reads in flight on one connection */
     FORK_WINDOW_BYTES = 16 << 20, /* and about how many bytes: what a 10 Gbit/s, 13 ms path holds */
-    FORK_BOUNCE_BYTES = 512 << 10, /* per read in flight, when it goes to a file */
-    FORK_PIECE_BYTES = 512 << 10,  /* offered at once: hashed while it is in the core's cache */
+    FORK_BOUNCE_BYTES =
+        512 << 10, /* per read in flight, when it does not go straight to its place */
+    FORK_PIECE_BYTES = 512 << 10, /* offered at once: hashed while it is in the core's cache */
     FORK_MAX_CONNECTIONS = 64,
     FORK_TICK_MS = 100, /* progress and digests are looked at so often */
 };
 
-/* Index of the segment that holds the offset. */
+/* Index of the segment that holds the offset; `hint` is one that may. */
 uint32_t fork_dest_find(const struct fork_dest *dest, uint64_t stream_offset);
+uint32_t fork_dest_find_near(const struct fork_dest *dest, uint64_t stream_offset, uint32_t hint);
 
-/* One chunk on its way: the sink that a transport fills. Lives in its worker. */
-struct chunk_slot {
+/* One item on its way: the sink that a transport fills. Lives in its worker. */
+struct item_slot {
     struct sink sink; /* first: a sink pointer is a slot pointer */
-    const struct fork_dest *dest;
-    struct chunk_hasher *hasher; /* NULL: not verified */
+    const struct fork_plan *plan;
     atomic_uint_fast64_t *arrived_bytes;
-    uint8_t *bounce; /* FORK_BOUNCE_BYTES, NULL if no destination is a file */
-    struct stream_range range;
+    enum hash_algorithm algorithm; /* 0: nothing is verified */
+    struct read_digest digest;
+    struct item_parts parts;
     struct read read;
-    uint64_t chunk;
+    const struct item *item;
+    uint64_t index; /* of the item */
     uint64_t done;
-    uint32_t segment; /* of dest, that holds range.offset + done */
     bool busy;
+
+    /* Straight to its places: */
+    struct iovec *places;
+    uint32_t place_count;
+    uint32_t place_room;
+    uint32_t place;      /* that gets the next byte */
+    uint64_t place_done; /* bytes of it that are there */
+
+    /* Or by way of the bounce buffer: */
+    uint8_t *bounce; /* FORK_BOUNCE_BYTES, once it is needed */
+    bool bounces;
+    uint32_t kept;  /* bytes at its beginning that wait for the rest of an element */
+    uint32_t first; /* extent that is not complete */
+    uint32_t hint;  /* segment of a destination */
 };
 
-enum rf_code chunk_slot_init(struct chunk_slot *slot, const struct fork_dest *dest,
-                             enum hash_algorithm algorithm, bool verify, bool to_files,
-                             struct rf_error *err);
-void chunk_slot_free(struct chunk_slot *slot);
-/* Aims the slot at stream bytes [offset, offset + bytes) of a rank. */
-void chunk_slot_begin(struct chunk_slot *slot, uint32_t rank, uint64_t chunk, uint64_t offset,
-                      uint64_t bytes);
+void item_slot_init(struct item_slot *slot, const struct fork_plan *plan,
+                    atomic_uint_fast64_t *arrived_bytes);
+void item_slot_free(struct item_slot *slot);
+/* Aims the slot at an item. verify: hash what comes. RF_E_NOMEM. */
+enum rf_code item_slot_begin(struct item_slot *slot, const struct item *item, uint64_t index,
+                             bool verify, struct rf_error *err);
+/* After all bytes came: their digest, as the chunk's or as the seed's said one. */
+void item_slot_digest(struct item_slot *slot, uint8_t ret_digest[HASH_MAX_BYTES]);
+
+/* Writes the part [at, at + bytes) of an item's bytes, which lie at data, to its places; *ret_used
+ * (a multiple of nothing but whole elements) may be less at the end of data. */
+enum rf_code item_slot_scatter(struct item_slot *slot, const uint8_t *data, uint64_t at,
+                               uint64_t bytes, uint64_t *ret_used, struct rf_error *err);
+
+/* Items of one peer. */
+struct peer_items {
+    uint64_t next; /* never given out yet */
+    uint64_t end;
+    uint64_t again_count; /* in job->again, from the peer's first item on */
+    uint64_t first;
+    unsigned workers; /* connected, or on their way */
+};
 
 /* What workers share. */
 struct fork_job {
-    const struct manifest *manifest;
-    uint32_t rank;
-    const struct transport_choice *choice;
-    const uint8_t *token;
-    const struct fork_dest *dest;
+    const struct fork_plan *plan;
     const struct fork_options *options;
-    struct digest_table *table; /* the seed's */
-    uint64_t chunk_count;
-    uint64_t chunk_bytes;
+    struct item_list list;
     unsigned connections;
-    bool to_files;
+    uint64_t read_bytes; /* about what a read brings */
 
     atomic_bool stop; /* release by job_stop(), acquire by workers and transports */
     int stop_fd;      /* readable once stop is set */
@@ -61,22 +87,23 @@ struct fork_job {
 
     struct mutex lock;
     struct cond changed;
-    uint64_t next_chunk RF_GUARDED_BY(lock); /* never given out yet */
-    uint64_t *again RF_GUARDED_BY(lock);     /* [chunk_count] stack of chunks to read once more */
-    uint64_t again_count RF_GUARDED_BY(lock);
-    uint64_t done_chunks RF_GUARDED_BY(lock); /* arrived, and verified if that is asked for */
+    struct peer_items *peers RF_GUARDED_BY(lock);
+    uint64_t *again RF_GUARDED_BY(lock);     /* [count] stacks of items to read once more */
+    uint64_t *waiting RF_GUARDED_BY(lock);   /* [source_count] items that wait for their digest */
+    uint64_t done_items RF_GUARDED_BY(lock); /* arrived, and verified if that is asked for */
     uint64_t retried RF_GUARDED_BY(lock);
     uint64_t wasted_bytes RF_GUARDED_BY(lock);
-    uint8_t *state RF_GUARDED_BY(lock);                 /* [chunk_count] enum chunk_state */
-    uint8_t *tries RF_GUARDED_BY(lock);                 /* [chunk_count] corrupt arrivals */
-    uint8_t (*got)[HASH_MAX_BYTES] RF_GUARDED_BY(lock); /* [chunk_count] of what arrived */
+    uint8_t *state RF_GUARDED_BY(lock);                 /* [count] enum item_state */
+    uint8_t *tries RF_GUARDED_BY(lock);                 /* [count] corrupt arrivals */
+    uint8_t (*got)[HASH_MAX_BYTES] RF_GUARDED_BY(lock); /* [count] of what arrived */
     unsigned workers RF_GUARDED_BY(lock);               /* still running */
     bool failed RF_GUARDED_BY(lock);
     struct rf_error error RF_GUARDED_BY(lock);
 };
 
-enum chunk_state { CHUNK_WANTED, CHUNK_ARRIVED, CHUNK_DONE };
+enum item_state { ITEM_WANTED, ITEM_ARRIVED, ITEM_DONE };
 
+/* The list is made already, and taken over. */
 enum rf_code job_create(struct fork_job *job, struct rf_error *err);
 void job_destroy(struct fork_job *job);
 /* The first failure is kept; everybody stops. */
@@ -84,17 +111,27 @@ void job_fail(struct fork_job *job, const struct rf_error *error);
 void job_stop(struct fork_job *job);
 bool job_stopped(const struct fork_job *job);
 
-/* Takes a chunk to read. wait: blocks while there is none but some may come back. false: all is
- * done or the job stopped, or (without wait) there is none now. */
-bool job_take(struct fork_job *job, bool wait, uint64_t *ret_chunk);
-/* A chunk taken comes back unread: the connection broke. */
-void job_return(struct fork_job *job, uint64_t chunk);
-/* A chunk has arrived, with this digest (NULL: not verified). */
-void job_arrived(struct fork_job *job, uint64_t chunk, const uint8_t *digest);
+/* Which peer a worker connects to: of those with something to read the one with the fewest. Blocks
+ * while there is none but something may come back. false: all is done or the job stopped. */
+bool job_take_peer(struct fork_job *job, uint32_t *ret_peer);
+void job_leave_peer(struct fork_job *job, uint32_t peer);
+/* Takes an item to read from a peer. wait: blocks while there is none but some may come back.
+ * false: all is done or the job stopped, or another peer has something to read, or (without
+ * wait) there is none now. */
+bool job_take(struct fork_job *job, uint32_t peer, bool wait, uint64_t *ret_item);
+/* An item taken comes back unread: the connection broke. */
+void job_return(struct fork_job *job, uint64_t item);
+/* An item has arrived, with this digest (NULL: not verified), of which the seed said that
+ * (NULL: its table will say). */
+void job_arrived(struct fork_job *job, uint64_t item, const uint8_t *digest, const uint8_t *said);
 /* Compares what has arrived with digests that became known. */
 void job_compare(struct fork_job *job);
 
-/* Thread: one connection. arg is the job. */
+uint32_t job_peer_of(const struct fork_job *job, uint64_t item);
+/* "rank tp0/4", with as many as there are. */
+const char *job_rank_text(const struct fork_job *job, uint64_t item, char out[80]);
+
+/* Thread: one connection at a time. arg is the job. */
 void *fork_worker_main(void *arg);
 
 #endif

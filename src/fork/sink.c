@@ -1,148 +1,297 @@
-/* The sink of one chunk: bytes go to their places and into the hash as they arrive. */
+/* The sink of one item: bytes go into the hash as they arrive, and straight to their places, or by
+ * way of a buffer where those are small, files, or of another dtype. */
 #include "base/cleanup.h"
 #include "fork/internal.h"
 
-#include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
-/* What is left of the segment that holds the next byte, within the chunk. */
-static uint64_t segment_rest(const struct chunk_slot *slot, uint32_t segment, uint64_t done)
-{
-    const struct fork_segment *at = &slot->dest->segments[segment];
-    uint64_t skip = slot->range.offset + done - at->stream_offset;
-    uint64_t in_segment = at->bytes - skip;
-    uint64_t in_chunk = slot->range.bytes - done;
+/* Pieces smaller than this on average go by way of the buffer: a copy out of the core's cache costs
+ * less than an entry of iov each. */
+enum { SINK_DIRECT_BYTES = 8 << 10 };
 
-    return in_segment < in_chunk ? in_segment : in_chunk;
-}
+/* ---- straight ---- */
 
-static int slot_where(struct sink *sink, struct iovec *iov, int max, uint64_t *ret_bytes)
+static int where_direct(const struct item_slot *slot, struct iovec *iov, int max,
+                        uint64_t *ret_bytes)
 {
-    struct chunk_slot *slot = (struct chunk_slot *)sink;
-    uint32_t segment = slot->segment;
-    uint64_t done = slot->done;
+    uint64_t skip = slot->place_done;
     uint64_t room = FORK_PIECE_BYTES;
     int count = 0;
 
-    if (slot->bounce != NULL) {
-        uint64_t left = slot->range.bytes - done;
+    for (uint32_t i = slot->place; count < max && room > 0 && i < slot->place_count; i++) {
+        uint64_t left = slot->places[i].iov_len - skip;
+        uint64_t bytes = left < room ? left : room;
 
-        *ret_bytes = left < FORK_BOUNCE_BYTES ? left : FORK_BOUNCE_BYTES;
-        iov[0] = (struct iovec){.iov_base = slot->bounce, .iov_len = *ret_bytes};
-        return 1;
-    }
-    while (count < max && room > 0 && done < slot->range.bytes) {
-        const struct fork_segment *at = &slot->dest->segments[segment];
-        uint64_t bytes = segment_rest(slot, segment, done);
-        uint64_t skip = slot->range.offset + done - at->stream_offset;
-
-        if (bytes > room)
-            bytes = room;
-        iov[count++] = (struct iovec){.iov_base = at->addr + skip, .iov_len = bytes};
+        iov[count++] = (struct iovec){.iov_base = (uint8_t *)slot->places[i].iov_base + skip,
+                                      .iov_len = bytes};
         room -= bytes;
-        done += bytes;
-        if (skip + bytes == at->bytes)
-            segment++;
+        skip = 0;
     }
-    *ret_bytes = done - slot->done;
+    *ret_bytes = FORK_PIECE_BYTES - room;
     return count;
 }
 
-static enum rf_code write_all(const struct fork_segment *at, uint64_t skip, const uint8_t *data,
-                              uint64_t bytes, struct rf_error *err)
+static void took_direct(struct item_slot *slot, uint64_t bytes)
 {
     while (bytes > 0) {
-        ssize_t put = pwrite(at->fd, data, bytes, (off_t)(at->fd_offset + skip));
+        const struct iovec *place = &slot->places[slot->place];
+        uint64_t left = place->iov_len - slot->place_done;
+        uint64_t piece = left < bytes ? left : bytes;
 
-        if (put < 0 && errno == EINTR)
-            continue;
-        if (put < 0)
-            return rf_fail_sys(err,
-                               "writing %" PRIu64 " bytes at %" PRIu64 " of the destination file",
-                               bytes, at->fd_offset + skip);
-        data += put;
-        skip += (uint64_t)put;
-        bytes -= (uint64_t)put;
+        read_digest_update(&slot->digest, (uint8_t *)place->iov_base + slot->place_done, piece);
+        slot->place_done += piece;
+        bytes -= piece;
+        if (slot->place_done == place->iov_len) {
+            slot->place++;
+            slot->place_done = 0;
+        }
     }
+}
+
+/* ---- by way of the buffer ---- */
+
+static enum rf_code took_bounce(struct item_slot *slot, uint64_t bytes, struct rf_error *err)
+{
+    uint64_t held = slot->kept + bytes;
+    uint64_t used = 0;
+
+    read_digest_update(&slot->digest, slot->bounce + slot->kept, bytes);
+    enum rf_code code =
+        item_slot_scatter(slot, slot->bounce, slot->done - slot->kept, held, &used, err);
+    if (code != RF_OK)
+        return code;
+    slot->kept = (uint32_t)(held - used);
+    memmove(slot->bounce, slot->bounce + used, slot->kept);
     return RF_OK;
+}
+
+/* ---- either ---- */
+
+static int slot_where(struct sink *sink, struct iovec *iov, int max, uint64_t *ret_bytes)
+{
+    struct item_slot *slot = (struct item_slot *)sink;
+    uint64_t left = slot->read.bytes - slot->done;
+    uint64_t room = FORK_BOUNCE_BYTES - slot->kept;
+
+    if (!slot->bounces)
+        return where_direct(slot, iov, max, ret_bytes);
+    *ret_bytes = left < room ? left : room;
+    iov[0] = (struct iovec){.iov_base = slot->bounce + slot->kept, .iov_len = *ret_bytes};
+    return 1;
 }
 
 static enum rf_code slot_took(struct sink *sink, uint64_t bytes, struct rf_error *err)
 {
-    struct chunk_slot *slot = (struct chunk_slot *)sink;
-    const uint8_t *bounce = slot->bounce;
+    struct item_slot *slot = (struct item_slot *)sink;
+    enum rf_code code = RF_OK;
 
-    if (bytes > slot->range.bytes - slot->done)
-        return rf_fail(err, RF_E_PROTO, "more bytes than the chunk has");
+    if (bytes > slot->read.bytes - slot->done)
+        return rf_fail(err, RF_E_PROTO, "more bytes than were asked for");
     atomic_fetch_add_explicit(slot->arrived_bytes, bytes, memory_order_relaxed);
-    while (bytes > 0) {
-        const struct fork_segment *at = &slot->dest->segments[slot->segment];
-        uint64_t skip = slot->range.offset + slot->done - at->stream_offset;
-        uint64_t piece = segment_rest(slot, slot->segment, slot->done);
-
-        if (piece > bytes)
-            piece = bytes;
-        if (slot->hasher != NULL)
-            chunk_hasher_update(slot->hasher, bounce != NULL ? bounce : at->addr + skip, piece);
-        if (bounce != NULL) {
-            enum rf_code code = write_all(at, skip, bounce, piece, err);
-
-            if (code != RF_OK)
-                return code;
-            bounce += piece;
-        }
-        slot->done += piece;
-        bytes -= piece;
-        if (skip + piece == at->bytes)
-            slot->segment++;
-    }
-    return RF_OK;
+    if (slot->bounces)
+        code = took_bounce(slot, bytes, err);
+    else
+        took_direct(slot, bytes);
+    slot->done += bytes;
+    return code;
 }
 
-enum rf_code chunk_slot_init(struct chunk_slot *slot, const struct fork_dest *dest,
-                             enum hash_algorithm algorithm, bool verify, bool to_files,
-                             struct rf_error *err)
+/* ---- aiming ---- */
+
+void item_slot_init(struct item_slot *slot, const struct fork_plan *plan,
+                    atomic_uint_fast64_t *arrived_bytes)
 {
-    *slot = (struct chunk_slot){
+    *slot = (struct item_slot){
         .sink = {.where = slot_where, .took = slot_took},
-        .dest = dest,
+        .plan = plan,
+        .arrived_bytes = arrived_bytes,
     };
-    if (verify)
-        slot->hasher = chunk_hasher_create(algorithm);
-    if (to_files)
-        slot->bounce = malloc(FORK_BOUNCE_BYTES);
-    if ((verify && slot->hasher == NULL) || (to_files && slot->bounce == NULL)) {
-        chunk_slot_free(slot);
-        return rf_fail(err, RF_E_NOMEM, "no memory to receive a chunk");
-    }
-    return RF_OK;
 }
 
-void chunk_slot_free(struct chunk_slot *slot)
+void item_slot_free(struct item_slot *slot)
 {
-    chunk_hasher_destroy(slot->hasher);
+    read_digest_free(&slot->digest);
+    item_parts_free(&slot->parts);
+    free(slot->places);
     free(slot->bounce);
-    slot->hasher = NULL;
+    slot->places = NULL;
     slot->bounce = NULL;
 }
 
-void chunk_slot_begin(struct chunk_slot *slot, uint32_t rank, uint64_t chunk, uint64_t offset,
-                      uint64_t bytes)
+static enum rf_code add_place(struct item_slot *slot, uint8_t *at, uint64_t bytes,
+                              struct rf_error *err)
 {
-    slot->range = (struct stream_range){.offset = offset, .bytes = bytes, .count = 1};
-    slot->chunk = chunk;
+    struct iovec *last = slot->place_count > 0 ? &slot->places[slot->place_count - 1] : NULL;
+
+    if (last != NULL && (uint8_t *)last->iov_base + last->iov_len == at) {
+        last->iov_len += bytes;
+        return RF_OK;
+    }
+    if (slot->place_count == slot->place_room) {
+        uint32_t room = slot->place_room > 0 ? slot->place_room * 2 : 64;
+        struct iovec *grown = reallocarray(slot->places, room, sizeof(*grown));
+
+        if (grown == NULL)
+            return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " places", room);
+        slot->places = grown;
+        slot->place_room = room;
+    }
+    slot->places[slot->place_count++] = (struct iovec){.iov_base = at, .iov_len = bytes};
+    return RF_OK;
+}
+
+/* Places of one piece. RF_AGAIN: a part of it goes to a file. */
+static enum rf_code add_piece(struct item_slot *slot, const struct extent *extent, uint64_t piece,
+                              struct rf_error *err)
+{
+    const struct fork_dest *dest = slot->plan->targets[extent->target].dest;
+    uint64_t write = extent->write_offset + piece * extent->write_stride;
+    uint64_t left = extent->bytes;
+    enum rf_code code = RF_OK;
+
+    while (code == RF_OK && left > 0) {
+        slot->hint = fork_dest_find_near(dest, write, slot->hint);
+        const struct fork_segment *segment = &dest->segments[slot->hint];
+        uint64_t skip = write - segment->stream_offset;
+        uint64_t bytes = segment->bytes - skip < left ? segment->bytes - skip : left;
+
+        if (segment->addr == NULL)
+            return RF_AGAIN;
+        code = add_place(slot, segment->addr + skip, bytes, err);
+        write += bytes;
+        left -= bytes;
+    }
+    return code;
+}
+
+/* Whichever extent has the next piece; the extents' indices of their next ones are in `next`. Few
+ * extents interleave: columns of one tensor that go to different ranks. */
+static uint32_t next_extent(const struct item_slot *slot, const uint64_t *next, uint32_t first)
+{
+    const struct item_parts *parts = &slot->parts;
+    uint64_t best_at = UINT64_MAX;
+    uint32_t best = first;
+
+    for (uint32_t i = first; i < parts->extent_count && parts->extents[i].at < best_at; i++) {
+        const struct extent *extent = &parts->extents[i];
+        uint64_t at = extent->at + next[i] * extent->at_stride;
+
+        if (next[i] < extent->count && at < best_at) {
+            best_at = at;
+            best = i;
+        }
+    }
+    return best;
+}
+
+/* RF_AGAIN: this item does not go straight to its places after all. */
+static enum rf_code fill_places(struct item_slot *slot, uint64_t *next, struct rf_error *err)
+{
+    const struct item_parts *parts = &slot->parts;
+    enum rf_code code = RF_OK;
+    uint32_t first = 0;
+    uint64_t at = 0;
+
+    while (code == RF_OK && first < parts->extent_count) {
+        uint32_t now = next_extent(slot, next, first);
+        const struct extent *extent = &parts->extents[now];
+        uint64_t begin = extent->at + next[now] * extent->at_stride;
+
+        if (begin < at)
+            return RF_AGAIN; /* bytes that go to two places */
+        if (begin > at && (slot->bounce == NULL || begin - at > FORK_BOUNCE_BYTES))
+            return RF_AGAIN;
+        if (begin > at) /* nobody wants them, but they come */
+            code = add_place(slot, slot->bounce, begin - at, err);
+        if (code == RF_OK)
+            code = add_piece(slot, extent, next[now], err);
+        at = begin + extent->bytes;
+        next[now]++;
+        while (first < parts->extent_count && next[first] == parts->extents[first].count)
+            first++;
+    }
+    if (code == RF_OK && at < slot->item->bytes) {
+        if (slot->bounce == NULL || slot->item->bytes - at > FORK_BOUNCE_BYTES)
+            return RF_AGAIN;
+        code = add_place(slot, slot->bounce, slot->item->bytes - at, err);
+    }
+    return code;
+}
+
+static enum rf_code need_bounce(struct item_slot *slot, struct rf_error *err)
+{
+    if (slot->bounce == NULL)
+        slot->bounce = malloc(FORK_BOUNCE_BYTES);
+    return slot->bounce != NULL ? RF_OK : rf_fail(err, RF_E_NOMEM, "no memory to receive a chunk");
+}
+
+static enum rf_code choose_places(struct item_slot *slot, struct rf_error *err)
+{
+    const struct item_parts *parts = &slot->parts;
+    rf_autofree uint64_t *next = NULL;
+    enum rf_code code = RF_OK;
+
+    slot->bounces = true;
+    slot->place_count = 0;
+    if (!parts->converts && !parts->shares &&
+        parts->piece_count <= 1 + slot->item->bytes / SINK_DIRECT_BYTES) {
+        if (parts->holes)
+            code = need_bounce(slot, err);
+        next = calloc((size_t)parts->extent_count + 1, sizeof(*next));
+        if (code == RF_OK && next == NULL)
+            code =
+                rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " places", parts->extent_count);
+        if (code == RF_OK)
+            code = fill_places(slot, next, err);
+        if (code != RF_OK && code != RF_AGAIN)
+            return code;
+        slot->bounces = code == RF_AGAIN;
+    }
+    return slot->bounces ? need_bounce(slot, err) : RF_OK;
+}
+
+enum rf_code item_slot_begin(struct item_slot *slot, const struct item *item, uint64_t index,
+                             bool verify, struct rf_error *err)
+{
+    const struct fork_source *source = &slot->plan->sources[item->source];
+    enum rf_code code = item_take_apart(slot->plan, item, &slot->parts, err);
+
+    slot->item = item;
+    slot->index = index;
     slot->done = 0;
-    slot->segment = fork_dest_find(slot->dest, offset);
-    slot->busy = true;
+    slot->place = 0;
+    slot->place_done = 0;
+    slot->kept = 0;
+    slot->first = 0;
+    slot->hint = 0;
+    slot->algorithm = verify ? source->manifest->algorithm : 0;
+    if (code == RF_OK)
+        code = choose_places(slot, err);
+    if (code == RF_OK)
+        code = read_digest_begin(&slot->digest, slot->algorithm, err);
+    if (code != RF_OK)
+        return code;
     slot->read = (struct read){
-        .rank = rank,
-        .ranges = &slot->range,
-        .range_count = 1,
-        .bytes = bytes,
+        .rank = source->rank,
+        .ranges = slot->parts.ranges,
+        .range_count = slot->parts.range_count,
+        .bytes = item->bytes,
         .sink = &slot->sink,
         .user = slot,
+        .digest = item->kind != ITEM_CHUNK ? slot->algorithm : 0,
     };
-    if (slot->hasher != NULL)
-        chunk_hasher_begin(slot->hasher);
+    slot->busy = true;
+    return RF_OK;
+}
+
+void item_slot_digest(struct item_slot *slot, uint8_t ret_digest[HASH_MAX_BYTES])
+{
+    const struct read *read = &slot->read;
+
+    if (slot->item->kind == ITEM_CHUNK)
+        chunk_hasher_final(slot->digest.hasher, ret_digest);
+    else
+        read_digest_final(&slot->digest, read->rank, read->ranges, read->range_count, ret_digest);
 }

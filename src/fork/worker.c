@@ -1,4 +1,4 @@
-/* One connection's thread: keeps its window of reads full until no chunk is left. */
+/* One connection's thread: keeps its window of reads full until nothing is left to read. */
 #include "base/log.h"
 #include "fork/internal.h"
 
@@ -7,8 +7,10 @@
 
 struct worker {
     struct fork_job *job;
+    const struct transport *transport; /* of the peer it is connected to */
     struct transport_session *session;
-    struct chunk_slot slots[FORK_MAX_WINDOW];
+    uint32_t peer;
+    struct item_slot slots[FORK_MAX_WINDOW];
     unsigned window;
     unsigned in_flight;
     uint32_t broken; /* connections of this worker that broke */
@@ -17,6 +19,7 @@ struct worker {
 static enum rf_code worker_open(struct worker *worker, struct rf_error *err)
 {
     struct fork_job *job = worker->job;
+    const struct fork_peer *peer = &job->plan->peers[worker->peer];
     struct transport_open_options options = {
         .timeout_ms = job->options->timeout_ms,
         .cancel = &job->stop,
@@ -24,17 +27,18 @@ static enum rf_code worker_open(struct worker *worker, struct rf_error *err)
         .connections = job->connections,
     };
 
-    memcpy(options.token, job->token, sizeof(options.token));
-    return job->choice->transport->open(&job->choice->endpoint, &options, &worker->session, err);
+    memcpy(options.token, peer->token, sizeof(options.token));
+    worker->transport = peer->choice->transport;
+    return worker->transport->open(&peer->choice->endpoint, &options, &worker->session, err);
 }
 
 static void worker_close(struct worker *worker)
 {
-    worker->job->choice->transport->close(worker->session);
+    worker->transport->close(worker->session);
     worker->session = NULL;
     for (unsigned i = 0; i < worker->window; i++) {
         if (worker->slots[i].busy)
-            job_return(worker->job, worker->slots[i].chunk);
+            job_return(worker->job, worker->slots[i].index);
         worker->slots[i].busy = false;
     }
     worker->in_flight = 0;
@@ -46,7 +50,7 @@ static bool code_is_of_the_path(enum rf_code code)
     return code == RF_E_UNREACHABLE || code == RF_E_TIMEOUT || code == RF_E_PROTO;
 }
 
-/* After a connection broke: gives its chunks back and says whether to open another one. */
+/* After a connection broke: gives its items back and says whether to open another one. */
 static bool worker_may_reopen(struct worker *worker, const struct rf_error *error)
 {
     struct fork_job *job = worker->job;
@@ -59,12 +63,12 @@ static bool worker_may_reopen(struct worker *worker, const struct rf_error *erro
     }
     worker->broken++;
     log_warn("connection broke", "transport=%s code=%s attempt=%" PRIu32 " why=\"%s\"",
-             job->choice->endpoint.transport, rf_code_name(error->code), worker->broken,
-             error->text);
+             job->plan->peers[worker->peer].choice->endpoint.transport, rf_code_name(error->code),
+             worker->broken, error->text);
     return true;
 }
 
-static struct chunk_slot *free_slot(struct worker *worker)
+static struct item_slot *free_slot(struct worker *worker)
 {
     for (unsigned i = 0; i < worker->window; i++) {
         if (!worker->slots[i].busy)
@@ -73,22 +77,52 @@ static struct chunk_slot *free_slot(struct worker *worker)
     return NULL;
 }
 
-static enum rf_code worker_submit(struct worker *worker, struct chunk_slot *slot, uint64_t chunk,
+/* Memory of the targets before bytes are written there. What lies close together is asked for at
+ * once. */
+static enum rf_code prepare_targets(const struct item_slot *slot, struct rf_error *err)
+{
+    const struct item_parts *parts = &slot->parts;
+    uint64_t from = 0;
+    uint64_t to = 0;
+
+    for (uint32_t i = 0; i < parts->extent_count; i++) {
+        const struct extent *extent = &parts->extents[i];
+        const struct fork_target *target = &slot->plan->targets[extent->target];
+        const struct extent *next = i + 1 < parts->extent_count ? extent + 1 : NULL;
+        uint64_t end = extent->write_offset + (extent->count - 1) * extent->write_stride +
+                       extent_target_bytes(extent);
+
+        if (target->prepare == NULL)
+            continue;
+        if (from == to)
+            from = extent->write_offset;
+        from = extent->write_offset < from ? extent->write_offset : from;
+        to = end > to ? end : to;
+        if (next != NULL && next->target == extent->target && next->write_offset >= from &&
+            next->write_offset <= to + FORK_BOUNCE_BYTES)
+            continue;
+        enum rf_code code = target->prepare(target->prepare_ctx, from, to - from, err);
+        if (code != RF_OK)
+            return code;
+        from = to = 0;
+    }
+    return RF_OK;
+}
+
+static enum rf_code worker_submit(struct worker *worker, struct item_slot *slot, uint64_t item,
                                   struct rf_error *err)
 {
     struct fork_job *job = worker->job;
-    const struct fork_options *options = job->options;
-    uint64_t offset = chunk * job->chunk_bytes;
-    uint64_t bytes = manifest_chunk_size(job->manifest, job->rank, chunk);
+    enum rf_code code =
+        item_slot_begin(slot, &job->list.items[item], item, job->options->verify, err);
 
-    if (options->prepare != NULL) {
-        enum rf_code code = options->prepare(options->prepare_ctx, offset, bytes, err);
-
-        if (code != RF_OK)
-            return code;
+    if (code == RF_OK)
+        code = prepare_targets(slot, err);
+    if (code != RF_OK) {
+        job_fail(job, err); /* no connection is to blame: another one would not cure it */
+        return code;
     }
-    chunk_slot_begin(slot, job->rank, chunk, offset, bytes);
-    return job->choice->transport->submit(worker->session, &slot->read, err);
+    return worker->transport->submit(worker->session, &slot->read, err);
 }
 
 /* Submits until the window is full or nothing is left. RF_OK also when nothing could be
@@ -96,14 +130,14 @@ static enum rf_code worker_submit(struct worker *worker, struct chunk_slot *slot
 static enum rf_code worker_fill(struct worker *worker, struct rf_error *err)
 {
     struct fork_job *job = worker->job;
-    struct chunk_slot *slot;
+    struct item_slot *slot;
 
     while ((slot = free_slot(worker)) != NULL) {
-        uint64_t chunk;
+        uint64_t item;
 
-        if (!job_take(job, worker->in_flight == 0, &chunk))
+        if (!job_take(job, worker->peer, worker->in_flight == 0, &item))
             return RF_OK;
-        enum rf_code code = worker_submit(worker, slot, chunk, err);
+        enum rf_code code = worker_submit(worker, slot, item, err);
 
         if (code == RF_OK) {
             worker->in_flight++;
@@ -111,7 +145,7 @@ static enum rf_code worker_fill(struct worker *worker, struct rf_error *err)
         }
         if (code == RF_AGAIN && worker->in_flight > 0) {
             slot->busy = false;
-            job_return(job, chunk);
+            job_return(job, item);
             return RF_OK;
         }
         if (code == RF_AGAIN)
@@ -125,27 +159,30 @@ static enum rf_code worker_fill(struct worker *worker, struct rf_error *err)
 static enum rf_code worker_finish_read(struct worker *worker, struct read *read,
                                        struct rf_error *err)
 {
-    struct chunk_slot *slot = read->user;
+    struct item_slot *slot = read->user;
+    bool verify = worker->job->options->verify;
     uint8_t digest[HASH_MAX_BYTES];
+    char rank[80];
 
     if (read->code != RF_OK) {
         *err = read->error;
         err->code = read->code;
-        return read->code; /* the slot stays busy: worker_close() returns its chunk */
+        /* The slot stays busy: worker_close() returns its item. */
+        return rf_error_wrap(err, read->code, "%s", job_rank_text(worker->job, slot->index, rank));
     }
     worker->in_flight--;
     slot->busy = false;
-    if (slot->done != slot->range.bytes)
-        return rf_fail(err, RF_E_PROTO,
-                       "chunk %" PRIu64 ": %" PRIu64 " of %" PRIu64 " bytes arrived", slot->chunk,
-                       slot->done, slot->range.bytes);
-    if (slot->hasher != NULL)
-        chunk_hasher_final(slot->hasher, digest);
-    job_arrived(worker->job, slot->chunk, slot->hasher != NULL ? digest : NULL);
+    if (slot->done != slot->read.bytes || slot->kept > 0)
+        return rf_fail(err, RF_E_PROTO, "%s: %" PRIu64 " of %" PRIu64 " bytes arrived",
+                       job_rank_text(worker->job, slot->index, rank), slot->done, slot->read.bytes);
+    if (verify)
+        item_slot_digest(slot, digest);
+    job_arrived(worker->job, slot->index, verify ? digest : NULL,
+                read->digest != 0 ? read->said : NULL);
     return RF_OK;
 }
 
-/* Until all is done (RF_OK) or the connection fails. */
+/* Until nothing is left to read from this peer (RF_OK), or the connection fails. */
 static enum rf_code worker_pump(struct worker *worker, struct rf_error *err)
 {
     struct fork_job *job = worker->job;
@@ -157,8 +194,8 @@ static enum rf_code worker_pump(struct worker *worker, struct rf_error *err)
         code = worker_fill(worker, err);
         if (code != RF_OK || worker->in_flight == 0)
             break;
-        code = job->choice->transport->progress(worker->session, clock_deadline_ns(FORK_TICK_MS),
-                                                &done, err);
+        code = worker->transport->progress(worker->session, clock_deadline_ns(FORK_TICK_MS), &done,
+                                           err);
         if (code == RF_E_TIMEOUT && done == NULL)
             code = RF_OK; /* only our tick: the session itself watches for silence */
         else if (code == RF_OK)
@@ -177,34 +214,41 @@ static enum rf_code worker_run(struct worker *worker, struct rf_error *err)
     return code;
 }
 
+/* Connects to one peer after the other until all is done. */
+static void worker_serve(struct worker *worker)
+{
+    struct fork_job *job = worker->job;
+    struct rf_error error = {.code = RF_OK};
+
+    while (job_take_peer(job, &worker->peer)) {
+        const struct fork_peer *peer = &job->plan->peers[worker->peer];
+        enum rf_code code = worker_run(worker, &error);
+
+        job_leave_peer(job, worker->peer);
+        if (code == RF_OK)
+            continue;
+        error.code = code;
+        if (job->plan->peer_count > 1)
+            rf_error_wrap(&error, code, "%s", peer->name);
+        if (!worker_may_reopen(worker, &error))
+            return;
+    }
+}
+
 void *fork_worker_main(void *arg)
 {
     struct fork_job *job = arg;
     struct worker worker = {.job = job};
-    struct rf_error error = {.code = RF_OK};
-    enum rf_code code = RF_OK;
-    uint64_t window = FORK_WINDOW_BYTES / job->chunk_bytes;
+    uint64_t window = FORK_WINDOW_BYTES / job->read_bytes;
 
     worker.window = (unsigned)(window < 2                 ? 2
                                : window > FORK_MAX_WINDOW ? FORK_MAX_WINDOW
                                                           : window);
-    for (unsigned i = 0; i < worker.window && code == RF_OK; i++)
-        code = chunk_slot_init(&worker.slots[i], job->dest, job->manifest->algorithm,
-                               job->options->verify, job->to_files, &error);
     for (unsigned i = 0; i < worker.window; i++)
-        worker.slots[i].arrived_bytes = &job->arrived_bytes;
-    if (code != RF_OK)
-        job_fail(job, &error);
-    while (code == RF_OK && !job_stopped(job)) {
-        code = worker_run(&worker, &error);
-        if (code == RF_OK)
-            break;
-        error.code = code;
-        if (worker_may_reopen(&worker, &error))
-            code = RF_OK;
-    }
+        item_slot_init(&worker.slots[i], job->plan, &job->arrived_bytes);
+    worker_serve(&worker);
     for (unsigned i = 0; i < worker.window; i++)
-        chunk_slot_free(&worker.slots[i]);
+        item_slot_free(&worker.slots[i]);
     mutex_lock(&job->lock);
     job->workers--;
     cond_broadcast(&job->changed);

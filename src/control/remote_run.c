@@ -1,0 +1,180 @@
+/* Moving bytes: the ranks of seeds as the sources of one fork. */
+#include "base/cleanup.h"
+#include "control/remote_internal.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct running {
+    const struct remote_run *run;
+    struct fork_peer *peers;     /* [remote_count] */
+    struct fork_source *sources; /* [source_count] */
+    bool *used;                  /* [source_count] by a move */
+    uint32_t source_count;
+};
+
+static enum rf_code fetch_digests(void *ctx, uint32_t source, struct digest_table *table,
+                                  uint64_t deadline_ns, struct rf_error *err)
+{
+    const struct running *running = ctx;
+    const struct fork_source *of = &running->sources[source];
+    struct remote *remote = running->run->remotes[of->peer];
+
+    return client_digests(remote->client, of->rank, (uint64_t)clock_left_ms(deadline_ns), table,
+                          err);
+}
+
+static void running_free(struct running *running)
+{
+    for (uint32_t i = 0; running->sources != NULL && i < running->source_count; i++) {
+        bool lent = running->run->tables != NULL && running->run->tables[i] != NULL;
+
+        if (!lent)
+            digest_table_destroy(running->sources[i].table);
+    }
+    free(running->peers);
+    free(running->sources);
+    free(running->used);
+}
+
+/* The tables of sources that are read; without verification none are needed. */
+static enum rf_code make_tables(struct running *running, struct rf_error *err)
+{
+    for (uint32_t i = 0; i < running->source_count; i++) {
+        struct fork_source *source = &running->sources[i];
+        uint64_t chunks = manifest_chunk_count(source->manifest, source->rank);
+
+        if (running->run->tables != NULL)
+            source->table = running->run->tables[i];
+        if (source->table != NULL || !running->used[i])
+            continue;
+        source->table = digest_table_create(source->manifest->algorithm, chunks);
+        if (source->table == NULL)
+            return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu64 " digests", chunks);
+    }
+    return RF_OK;
+}
+
+static enum rf_code running_init(struct running *running, struct rf_error *err)
+{
+    const struct remote_run *run = running->run;
+    uint32_t at = 0;
+
+    for (uint32_t i = 0; i < run->remote_count; i++)
+        running->source_count += run->remotes[i]->manifest->rank_count;
+    running->peers = calloc((size_t)run->remote_count + 1, sizeof(*running->peers));
+    running->sources = calloc((size_t)running->source_count + 1, sizeof(*running->sources));
+    running->used = calloc((size_t)running->source_count + 1, sizeof(*running->used));
+    if (running->peers == NULL || running->sources == NULL || running->used == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for a fork from %" PRIu32 " ranks",
+                       running->source_count);
+    for (uint32_t i = 0; i < run->remote_count; i++) {
+        const struct remote *remote = run->remotes[i];
+
+        running->peers[i] = (struct fork_peer){.choice = &remote->choice,
+                                               .token = remote->lease.token,
+                                               .name = client_url(remote->client)};
+        for (uint32_t rank = 0; rank < remote->manifest->rank_count; rank++)
+            running->sources[at++] =
+                (struct fork_source){.manifest = remote->manifest, .peer = i, .rank = rank};
+    }
+    for (uint64_t i = 0; i < run->move_count; i++)
+        running->used[run->moves[i].source] = true;
+    return make_tables(running, err);
+}
+
+/* When a seed went away, its own last word (if it still has one) says more than a reset
+ * connection. */
+static enum rf_code ask_why(const struct remote_run *run, enum rf_code code, struct rf_error *err)
+{
+    struct rf_error last;
+
+    if (code != RF_E_UNREACHABLE && code != RF_E_PROTO)
+        return code;
+    for (uint32_t i = 0; i < run->remote_count; i++) {
+        if (remote_look(run->remotes[i], &last) == RF_E_CHANGED)
+            return rf_fail(err, RF_E_CHANGED, "%s", last.text);
+    }
+    return code;
+}
+
+enum rf_code remote_run(const struct remote_run *run, struct remote_result *result,
+                        struct rf_error *err)
+{
+    struct remote *first = run->remotes[0];
+    struct running running = {.run = run};
+    struct fork_options options;
+    struct fork_stats stats = {.bytes = 0};
+    enum rf_code code = running_init(&running, err);
+
+    if (code == RF_OK) {
+        const struct fork_plan plan = {
+            .peers = running.peers,
+            .sources = running.sources,
+            .targets = run->targets,
+            .moves = run->moves,
+            .move_count = run->move_count,
+            .peer_count = run->remote_count,
+            .source_count = running.source_count,
+            .target_count = run->target_count,
+        };
+
+        remote_fork_options(first, &options);
+        options.digests = fetch_digests;
+        options.digests_ctx = &running;
+        code = fork_run(&plan, &options, &stats, err);
+        if (code != RF_OK)
+            code = rf_error_wrap(err, ask_why(run, code, err), "fork from %s by %s",
+                                 client_url(first->client), first->choice.endpoint.transport);
+    }
+    running_free(&running);
+    if (code != RF_OK)
+        return code;
+    result->bytes += stats.bytes;
+    result->wire_bytes += stats.wire_bytes;
+    result->chunks += stats.chunks;
+    result->chunks_retried += stats.chunks_retried;
+    if (stats.connections > result->connections)
+        result->connections = stats.connections;
+    return RF_OK;
+}
+
+enum rf_code remote_fork_dest(struct remote *remote, uint32_t rank, const struct fork_dest *dest,
+                              struct remote_result *ret_result, struct rf_error *err)
+{
+    const struct manifest *manifest = remote->manifest;
+    struct remote_result result = {.verified = remote->options->verify};
+
+    if (rank >= manifest->rank_count)
+        return rf_fail(err, RF_E_MISMATCH, "rank %" PRIu32 ": %s has %" PRIu32 " of them", rank,
+                       client_url(remote->client), manifest->rank_count);
+    struct digest_table **tables = calloc(manifest->rank_count, sizeof(struct digest_table *));
+    if (tables != NULL)
+        tables[rank] =
+            digest_table_create(manifest->algorithm, manifest_chunk_count(manifest, rank));
+    if (tables == NULL || tables[rank] == NULL) {
+        free(tables);
+        return rf_fail(err, RF_E_NOMEM, "no memory for digests");
+    }
+    const struct fork_target target = {.dest = dest};
+    struct fork_move whole = {.read = {.bytes = manifest->ranks[rank].stream_bytes, .count = 1},
+                              .source = rank};
+    const struct remote_run run = {
+        .remotes = &remote,
+        .remote_count = 1,
+        .targets = &target,
+        .target_count = 1,
+        .moves = &whole,
+        .move_count = whole.read.bytes > 0 ? 1 : 0,
+        .tables = tables,
+    };
+    enum rf_code code = remote_run(&run, &result, err);
+    if (code == RF_OK)
+        code = remote_finish(remote, tables, &result, err);
+    digest_table_destroy(tables[rank]);
+    free(tables);
+    if (code == RF_OK)
+        *ret_result = result;
+    return code;
+}
