@@ -169,7 +169,8 @@ static void put_parts(struct buf *out, const struct tensor *tensor,
         if (i > 0)
             buf_printf(out, " + ");
         if (part->source == MANIFEST_NONE)
-            buf_printf(out, "%" PRIu64 " zero bytes", part->count);
+            buf_printf(out, "%" PRIu64 " %s bytes", part->count,
+                       part->axis == 0 ? "zero" : "constant");
         else
             buf_printf(out, "%.*s[%" PRIu64 ":%" PRIu64 " of axis %" PRIu32 "]",
                        MANIFEST_SHOWN_NAME, sources[part->source].name, part->start,

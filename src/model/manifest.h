@@ -55,7 +55,7 @@ struct manifest_source {
     uint64_t file_offset;
 };
 
-/* A run of a rank tensor's bytes: a slice of one source along one axis, or zeros.
+/* A run of a rank tensor's bytes: a slice of one source along one axis, or a constant.
  *
  * With the source seen as [outer, n, inner bytes] around the axis, byte b of element i of outer row o
  * lies at (o * n + start + i) * inner + b in the source and at
@@ -63,10 +63,10 @@ struct manifest_source {
  * shape [1]. When the tensor's dtype is not the source's, every element is converted
  * (model/convert.h) and the bytes in the rank's tensor are more or fewer than those in the source. */
 struct part {
-    uint32_t source; /* index in manifest->sources; MANIFEST_NONE: zeros */
-    uint32_t axis;
-    uint64_t start;  /* elements along the axis */
-    uint64_t count;  /* elements along the axis; zeros: bytes */
+    uint32_t source; /* index in manifest->sources; MANIFEST_NONE: a constant */
+    uint32_t axis;   /* constant: bytes of the element that is repeated, 1 to 8; 0: zeros */
+    uint64_t start;  /* elements along the axis; constant: the element as a little-endian number */
+    uint64_t count;  /* elements along the axis; constant: bytes */
     uint64_t offset; /* of its first byte in the rank's tensor */
     uint64_t bytes;  /* in the rank's tensor */
 };
@@ -209,7 +209,9 @@ uint64_t manifest_chunk_size(const struct manifest *manifest, uint32_t rank, uin
 bool manifest_text_ok(const char *text, size_t bytes);
 /* Any UTF-8 without NUL: what names of tensors may be made of. */
 bool manifest_name_ok(const char *name, size_t bytes);
-/* Where the bytes of a part (not of zeros) lie in its source: `count` runs of `bytes` each, which
+/* Fills memory with a constant part's bytes from its beginning (or from after whole elements) on. */
+void part_fill(const struct part *part, void *dst, uint64_t bytes);
+/* Where the bytes of a part (not of a constant) lie in its source: `count` runs of `bytes` each, which
  * laid end to end are the part (before a conversion). count 1: the part is contiguous in the file, so
  * that a loader can show it where it is; else it must be made. */
 struct stream_range part_range(const struct manifest *manifest, const struct part *part);

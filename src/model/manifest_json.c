@@ -25,15 +25,19 @@ static void put_dims(struct buf *out, const char *key, const uint64_t *dims, uin
     buf_append(out, "],", 2);
 }
 
-/* As [source, axis, start, count], zeros as their number of bytes. */
+/* As [source, axis, start, count]; a constant as [null, element bytes, element, bytes], zeros as their
+ * number of bytes. */
 static void put_parts(struct buf *out, const struct tensor *tensor)
 {
     buf_printf(out, "\"parts\":[");
     for (uint32_t i = 0; i < tensor->part_count; i++) {
         const struct part *part = &tensor->parts[i];
 
-        if (part->source == MANIFEST_NONE)
+        if (part->source == MANIFEST_NONE && part->axis == 0)
             buf_printf(out, "%s%" PRIu64, i > 0 ? "," : "", part->count);
+        else if (part->source == MANIFEST_NONE)
+            buf_printf(out, "%s[null,%" PRIu32 ",%" PRIu64 ",%" PRIu64 "]", i > 0 ? "," : "",
+                       part->axis, part->start, part->count);
         else
             buf_printf(out, "%s[%" PRIu32 ",%" PRIu32 ",%" PRIu64 ",%" PRIu64 "]", i > 0 ? "," : "",
                        part->source, part->axis, part->start, part->count);

@@ -50,6 +50,21 @@ bool part_converts(const struct manifest *manifest, const struct tensor *tensor,
     return part->source != MANIFEST_NONE && manifest->sources[part->source].dtype != tensor->dtype;
 }
 
+void part_fill(const struct part *part, void *dst, uint64_t bytes)
+{
+    uint8_t element[8];
+    uint8_t *out = dst;
+
+    assert(part->source == MANIFEST_NONE && part->axis <= sizeof element);
+    if (part->axis == 0) {
+        memset(out, 0, bytes);
+        return;
+    }
+    wire_put_uint(element, part->start, sizeof element);
+    for (uint64_t i = 0; i < bytes; i++)
+        out[i] = element[i % part->axis];
+}
+
 /* ---- checking ---- */
 
 enum rf_code source_check(const struct manifest *manifest, struct manifest_source *source,
@@ -83,6 +98,15 @@ static enum rf_code part_fail(const struct tensor *tensor, uint32_t index, enum 
                    MANIFEST_SHOWN_NAME, source);
 }
 
+/* Zeros are said in one way only. */
+static bool constant_ok(const struct part *part)
+{
+    if (part->axis == 0)
+        return part->start == 0;
+    return part->axis <= 8 && part->start != 0 && part->count % part->axis == 0 &&
+           (part->axis == 8 || part->start >> (8 * part->axis) == 0);
+}
+
 /* Fills part->bytes. */
 static enum rf_code part_check(const struct manifest *manifest, const struct tensor *tensor,
                                uint32_t index, struct part *part, enum rf_code code,
@@ -93,8 +117,10 @@ static enum rf_code part_check(const struct manifest *manifest, const struct ten
 
     if (part->source == MANIFEST_NONE) {
         part->bytes = part->count;
-        if (part->axis != 0 || part->start != 0)
-            return part_fail(tensor, index, code, err, "zeros have neither axis nor start", "");
+        if (!constant_ok(part))
+            return part_fail(
+                tensor, index, code, err,
+                "no constant: elements of 1 to 8 bytes that are not all zero, or zeros", "");
         return RF_OK;
     }
     if (part->source >= manifest->source_count)

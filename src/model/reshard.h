@@ -29,10 +29,10 @@ struct reshard_move {
     uint8_t to;
 };
 
-/* Bytes of the wanted rank's stream that are zeros. */
+/* Bytes of the wanted rank's stream that are a constant: part_fill() at offset in the stream. */
 struct reshard_fill {
     uint64_t offset;
-    uint64_t bytes;
+    const struct part *constant; /* of the wanted manifest; constant->bytes of it */
 };
 
 /* What fills one rank of the wanted manifest: every byte of its stream is written by exactly one

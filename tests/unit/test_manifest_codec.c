@@ -392,7 +392,18 @@ static void parts_that_lie_are_refused(void **state)
     assert_parts((struct part[]){{.axis = 2, .count = 1}}, 1, "axis that is not there");
     assert_parts((struct part[]){{.axis = 1, .start = 2, .count = 2}}, 1, "not inside the 3");
     assert_parts((struct part[]){{.axis = 1, .start = UINT64_MAX, .count = 2}}, 1, "not inside");
-    assert_parts((struct part[]){{.source = MANIFEST_NONE, .start = 1, .count = 4}}, 1, "zeros");
+    assert_parts((struct part[]){{.source = MANIFEST_NONE, .start = 1, .count = 4}}, 1,
+                 "no constant");
+    assert_parts((struct part[]){{.source = MANIFEST_NONE, .axis = 2, .start = 0xbf80, .count = 4}}, 1,
+                 NULL);
+    assert_parts((struct part[]){{.source = MANIFEST_NONE, .axis = 2, .count = 4}}, 1,
+                 "no constant");
+    assert_parts((struct part[]){{.source = MANIFEST_NONE, .axis = 1, .start = 256, .count = 4}}, 1,
+                 "no constant");
+    assert_parts((struct part[]){{.source = MANIFEST_NONE, .axis = 3, .start = 1, .count = 4}}, 1,
+                 "no constant");
+    assert_parts((struct part[]){{.source = MANIFEST_NONE, .axis = 9, .start = 1, .count = 9}}, 1,
+                 "no constant");
     assert_parts((struct part[]){{.source = MANIFEST_NONE, .count = UINT64_MAX},
                                  {.source = MANIFEST_NONE, .count = 5}},
                  2, "more than");
