@@ -6,7 +6,7 @@
 #include "model/manifest.h"
 #include "wire/chunk.h"
 
-enum { RESHARD_MAX_SEEDS = 4096, RESHARD_MAX_MOVES = 1 << 26 };
+enum { RESHARD_MAX_SEEDS = 4096, RESHARD_MAX_MOVES = 1 << 24 };
 
 /* Somebody's rank that can be read. */
 struct reshard_holder {
@@ -19,14 +19,21 @@ struct reshard_holder {
  * holder's stream; its i-th piece goes to write_offset + i * write_stride of the wanted rank's
  * stream. write_stride is at least a piece's bytes there; 0 when read.count is 1.
  * When from and to differ, every element is converted on arrival (convert_elements()), and a piece
- * has convert_bytes(from, read.bytes, to) bytes there. */
+ * has convert_bytes(from, read.bytes, to) bytes there. A move may be larger than one READ may be. */
 struct reshard_move {
     struct stream_range read;
     uint64_t write_offset;
     uint64_t write_stride;
-    uint32_t holder;
     uint8_t from; /* enum rf_dtype */
     uint8_t to;
+};
+
+/* What one wanted rank reads from one holder. */
+struct reshard_group {
+    uint32_t holder;
+    struct reshard_move *moves; /* by read.offset: reads are sequential */
+    uint64_t move_count;
+    uint64_t read_bytes;
 };
 
 /* Bytes of the wanted rank's stream that are a constant: part_fill() at offset in the stream. */
@@ -38,11 +45,12 @@ struct reshard_fill {
 /* What fills one rank of the wanted manifest: every byte of its stream is written by exactly one
  * piece of a move or one fill. */
 struct reshard_rank {
-    struct reshard_move *moves; /* by holder, then by read.offset: reads are sequential */
-    uint64_t move_count;
+    struct reshard_group *groups; /* those from which something is read, by holder */
+    uint32_t group_count;
     struct reshard_fill *fills; /* by offset */
-    uint64_t fill_count;
-    uint64_t read_bytes; /* sum over the moves; at most the rank's stream_bytes unless it narrows */
+    uint32_t fill_count;
+    uint64_t move_count; /* of all groups */
+    uint64_t read_bytes; /* of all groups; more than the stream has only when dtypes narrow */
     uint64_t fill_bytes;
 };
 
@@ -58,7 +66,8 @@ struct reshard {
  * read so far. Pieces that follow each other on both sides are one move.
  *
  * Streams are matched by what they are made of: parts of sources, or whole tensors by name (shape and
- * dtype equal) where a side has no sources. Layout and order may differ.
+ * dtype equal) where a side has no sources. Layout and order may differ. Uses several threads;
+ * the result does not depend on how many. The manifests are borrowed until reshard_destroy().
  * RF_E_MISMATCH: another model, architecture, quantisation, weight version or stage (processed tensors
  * only fit a rank of the same id, whose tensors are equal), a source of another shape or dtype; a
  * byte that no holder has: names tensor, slice and the rank that would have it.
