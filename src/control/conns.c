@@ -13,8 +13,9 @@ enum {
     CONNS_POLL_MS = 10, /* how late news may reach those who wait for them */
     CONNS_MIN_TICK_MS = 10,
     CONNS_MAX_TICK_MS = 1000,
-    /* An answer of which nothing has gone out for so long may be ended when room is needed. */
-    CONNS_STALL_MS = 5000,
+    /* An answer of which nothing has gone out for this part of the idle time may be ended when room
+     * is needed: 5 s of 30. */
+    CONNS_STALL_PART = 6,
     /* Who has been here for less has not had the time to ask. */
     CONNS_YOUNG_MS = 1000,
 };
@@ -55,14 +56,15 @@ struct conns {
     pthread_t thread;
     struct mutex lock; /* taken before those of libmicrohttpd and of digest tables */
     struct cond wake;  /* of the watching thread */
-    struct cond quiet; /* of conns_quiet(): a request has been answered */
+    struct cond quiet; /* of those who stop: a request has been answered, a connection closed */
     struct conn_list lists[CONN_KINDS] RF_GUARDED_BY(lock);
     bool stopping RF_GUARDED_BY(lock);
+    bool ending RF_GUARDED_BY(lock);
+    uint32_t coming RF_GUARDED_BY(lock); /* admitted, not yet opened */
     bool stop RF_GUARDED_BY(lock);
     uint64_t accepted RF_GUARDED_BY(lock);
     uint64_t timed_out RF_GUARDED_BY(lock);
     uint64_t evicted RF_GUARDED_BY(lock);
-    uint64_t refused RF_GUARDED_BY(lock);
 };
 
 /* ---- lists ---- */
@@ -118,13 +120,13 @@ static void resume_locked(struct conns *conns, struct conn *conn) RF_REQUIRES(co
     MHD_resume_connection(conn->mhd);
 }
 
-/* The answer that has stood still for longest, if any has for CONNS_STALL_MS. */
+/* The answer that has stood still for longest, if any has for long. */
 static struct conn *stalled_locked(struct conns *conns) RF_REQUIRES(conns->lock)
 {
     uint64_t before_ns = clock_now_ns();
     struct conn *found = NULL;
 
-    before_ns -= CONNS_STALL_MS * CLOCK_NS_PER_MS;
+    before_ns -= conns->options.idle_timeout_ms * CLOCK_NS_PER_MS / CONNS_STALL_PART;
     for (struct conn *conn = conns->lists[CONN_BUSY].first; conn != NULL; conn = conn->next) {
         uint64_t progress_ns = atomic_load_explicit(&conn->progress_ns, memory_order_relaxed);
         if (progress_ns < before_ns) {
@@ -138,7 +140,7 @@ static struct conn *stalled_locked(struct conns *conns) RF_REQUIRES(conns->lock)
 /* Ends the connection that is missed least: who has been silent for longest; or, if none has
  * been for long, who has waited for news for longest is answered at once; else an answer that
  * nobody takes. */
-static void make_room_locked(struct conns *conns) RF_REQUIRES(conns->lock)
+static bool make_room_locked(struct conns *conns) RF_REQUIRES(conns->lock)
 {
     uint64_t young_ns = clock_now_ns() - CONNS_YOUNG_MS * CLOCK_NS_PER_MS;
     struct conn *idle = conns->lists[CONN_IDLE].first;
@@ -150,10 +152,11 @@ static void make_room_locked(struct conns *conns) RF_REQUIRES(conns->lock)
     } else {
         struct conn *unwanted = idle != NULL ? idle : stalled_locked(conns);
         if (unwanted == NULL)
-            return;
+            return false;
         end_locked(conns, unwanted);
     }
     conns->evicted++;
+    return true;
 }
 
 static uint32_t alive_locked(struct conns *conns) RF_REQUIRES(conns->lock)
@@ -164,7 +167,20 @@ static uint32_t alive_locked(struct conns *conns) RF_REQUIRES(conns->lock)
 
 /* ---- the watching thread ---- */
 
-/* Returns whether anyone polls. */
+/* When as many are open as ever may be, nobody is admitted any more who could make room. */
+static bool make_room_when_full_locked(struct conns *conns) RF_REQUIRES(conns->lock)
+{
+    uint64_t open = (uint64_t)alive_locked(conns) + conns->lists[CONN_ENDED].count;
+    bool full = open >= (uint64_t)2 * conns->options.max;
+
+    for (uint32_t alive = alive_locked(conns); full && alive > conns->options.max; alive--) {
+        if (!make_room_locked(conns))
+            break;
+    }
+    return full;
+}
+
+/* Returns whether it should look again soon. */
 static bool watch_locked(struct conns *conns) RF_REQUIRES(conns->lock)
 {
     uint64_t now_ns = clock_now_ns();
@@ -185,7 +201,8 @@ static bool watch_locked(struct conns *conns) RF_REQUIRES(conns->lock)
             conns->timed_out++;
         }
     }
-    return conns->lists[CONN_POLLING].first != NULL;
+    bool full = make_room_when_full_locked(conns);
+    return full || conns->lists[CONN_POLLING].first != NULL;
 }
 
 static uint64_t tick_ms(const struct conns_options *options)
@@ -206,9 +223,9 @@ static void *watch_main(void *arg)
 
     mutex_lock(&conns->lock);
     while (!conns->stop) {
-        bool polling = watch_locked(conns);
+        bool soon = watch_locked(conns);
         cond_wait_until(&conns->wake, &conns->lock,
-                        clock_deadline_ns(polling ? CONNS_POLL_MS : calm_ms));
+                        clock_deadline_ns(soon ? CONNS_POLL_MS : calm_ms));
     }
     mutex_unlock(&conns->lock);
     return NULL;
@@ -256,18 +273,11 @@ void conns_destroy(struct conns *conns)
 
 bool conns_admit(struct conns *conns)
 {
-    bool admit = true;
-
     mutex_lock(&conns->lock);
-    if (alive_locked(conns) >= conns->options.max)
+    bool admit = !conns->stopping;
+    conns->coming += admit;
+    if (admit && alive_locked(conns) >= conns->options.max)
         make_room_locked(conns);
-    /* Those that have to go are still open until their threads have noticed: as many again may
-     * be. */
-    uint64_t open = (uint64_t)alive_locked(conns) + conns->lists[CONN_ENDED].count;
-    if (conns->stopping || open >= (uint64_t)2 * conns->options.max) {
-        conns->refused++;
-        admit = false;
-    }
     mutex_unlock(&conns->lock);
     return admit;
 }
@@ -276,8 +286,12 @@ struct conn *conns_open(struct conns *conns, int fd, struct MHD_Connection *mhd)
 {
     struct conn *conn = calloc(1, sizeof *conn);
 
-    if (conn == NULL)
+    if (conn == NULL) {
+        mutex_lock(&conns->lock);
+        conns->coming--;
+        mutex_unlock(&conns->lock);
         return NULL;
+    }
     conn->fd = fd;
     conn->mhd = mhd;
     conn->kind = CONN_IDLE;
@@ -287,6 +301,9 @@ struct conn *conns_open(struct conns *conns, int fd, struct MHD_Connection *mhd)
     mutex_lock(&conns->lock);
     list_append(&conns->lists[CONN_IDLE], conn);
     conns->accepted++;
+    conns->coming--;
+    if (conns->ending)
+        end_locked(conns, conn);
     mutex_unlock(&conns->lock);
     return conn;
 }
@@ -380,6 +397,22 @@ void conns_quiet(struct conns *conns, uint64_t deadline_ns)
     mutex_unlock(&conns->lock);
 }
 
+void conns_end(struct conns *conns, uint64_t deadline_ns)
+{
+    static const enum conn_kind kinds[] = {CONN_IDLE, CONN_BUSY};
+
+    mutex_lock(&conns->lock);
+    conns->ending = true;
+    for (unsigned i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        while (conns->lists[kinds[i]].first != NULL)
+            end_locked(conns, conns->lists[kinds[i]].first);
+    }
+    while ((conns->coming > 0 || conns->lists[CONN_ENDED].first != NULL) &&
+           cond_wait_until(&conns->quiet, &conns->lock, deadline_ns))
+        continue;
+    mutex_unlock(&conns->lock);
+}
+
 void conns_stats(struct conns *conns, struct conns_stats *ret_stats)
 {
     mutex_lock(&conns->lock);
@@ -391,7 +424,6 @@ void conns_stats(struct conns *conns, struct conns_stats *ret_stats)
         .accepted = conns->accepted,
         .timed_out = conns->timed_out,
         .evicted = conns->evicted,
-        .refused = conns->refused,
     };
     mutex_unlock(&conns->lock);
 }

@@ -14,7 +14,8 @@
 struct MHD_Connection;
 
 struct conns_options {
-    /* Beyond it the one that is missed least has to go; never are more than twice as many open. */
+    /* Beyond it the one that is missed least has to go. Twice as many may be open until their
+     * threads have noticed; libmicrohttpd must see to it that they never are more. */
     uint32_t max;
     uint64_t request_timeout_ms;
     uint64_t idle_timeout_ms;
@@ -31,7 +32,7 @@ enum rf_code conns_create(const struct conns_options *options, struct conns **re
 /* All connections have been closed. NULL is fine. */
 void conns_destroy(struct conns *conns);
 
-/* Whether one more may come in; ends another one if there are too many. */
+/* Whether one more may come in: not while stopping. Ends another one if there are too many. */
 bool conns_admit(struct conns *conns);
 /* NULL when out of memory: then the connection is not watched, only counted by libmicrohttpd. */
 struct conn *conns_open(struct conns *conns, int fd, struct MHD_Connection *mhd);
@@ -54,8 +55,10 @@ bool conn_hurried(const struct conn *conn);
 
 /* Ends all waits; admits no more of them, and no more connections. */
 void conns_stop(struct conns *conns);
-/* Waits until no request is being answered, or the deadline. */
+/* After conns_stop(): waits until no request is being answered, or the deadline. */
 void conns_quiet(struct conns *conns, uint64_t deadline_ns);
+/* After conns_stop(): ends all connections; waits until none is left, or the deadline. */
+void conns_end(struct conns *conns, uint64_t deadline_ns);
 
 struct conns_stats {
     uint32_t open;
@@ -65,7 +68,6 @@ struct conns_stats {
     uint64_t accepted;
     uint64_t timed_out; /* requests whose headers or body never became complete, and idle ones */
     uint64_t evicted;   /* ended to make room */
-    uint64_t refused;   /* not admitted */
 };
 void conns_stats(struct conns *conns, struct conns_stats *ret_stats);
 

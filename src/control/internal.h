@@ -31,13 +31,17 @@ struct blob *blob_create(struct buf *bytes, struct rf_error *err);
 struct blob *blob_ref(struct blob *blob);
 void blob_unref(struct blob *blob);
 
+struct cached_rank {
+    struct blob *json;
+    struct blob *header; /* of the safetensors file */
+};
+
 /* What is made on first demand and kept for the seed's life. */
 struct cache {
     struct mutex lock; /* also held while something is made: the others want the same */
     struct blob *manifest RF_GUARDED_BY(lock);
     struct blob *json RF_GUARDED_BY(lock);
-    struct blob **rank_json RF_GUARDED_BY(lock);   /* [rank_count] */
-    struct blob **rank_header RF_GUARDED_BY(lock); /* [rank_count] */
+    struct cached_rank *ranks RF_GUARDED_BY(lock); /* [rank_count] */
     uint32_t rank_count RF_GUARDED_BY(lock);
     char root[HASH_TEXT_BYTES] RF_GUARDED_BY(lock); /* "" until it is known */
     /* The newest piece of digests: those who wait for news all ask for the same. */

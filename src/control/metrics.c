@@ -121,8 +121,6 @@ static void put_http(struct buf *out, struct server *server)
         stats.timed_out);
     counter(out, "http_connections_evicted_total",
             "HTTP connections ended to make room for others.", stats.evicted);
-    counter(out, "http_connections_refused_total", "HTTP connections that were not let in.",
-            stats.refused);
 }
 
 /* Resident memory; nothing where /proc is missing. */

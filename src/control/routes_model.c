@@ -20,31 +20,28 @@ void cache_free(struct cache *cache)
     blob_unref(cache->json);
     blob_unref(cache->digests);
     for (uint32_t i = 0; i < cache->rank_count; i++) {
-        blob_unref(cache->rank_json[i]);
-        blob_unref(cache->rank_header[i]);
+        blob_unref(cache->ranks[i].json);
+        blob_unref(cache->ranks[i].header);
     }
-    free(cache->rank_json);
-    free(cache->rank_header);
+    free(cache->ranks);
     mutex_destroy(&cache->lock);
 }
 
-/* Makes the tables that are indexed by rank. */
-static enum rf_code cache_ranks_locked(struct cache *cache, uint32_t rank_count,
-                                       struct rf_error *err) RF_REQUIRES(cache->lock)
+/* What is kept of a rank; NULL: no memory. */
+static struct cached_rank *cached_rank_locked(struct cache *cache, const struct store *store,
+                                              uint32_t rank, struct rf_error *err)
+    RF_REQUIRES(cache->lock)
 {
-    if (cache->rank_json != NULL)
-        return RF_OK;
-    cache->rank_json = calloc(rank_count + (size_t)1, sizeof(struct blob *));
-    cache->rank_header = calloc(rank_count + (size_t)1, sizeof(struct blob *));
-    if (cache->rank_json == NULL || cache->rank_header == NULL) {
-        free(cache->rank_json);
-        free(cache->rank_header);
-        cache->rank_json = NULL;
-        cache->rank_header = NULL;
-        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " ranks", rank_count);
+    uint32_t count = store->manifest->rank_count;
+
+    if (cache->ranks == NULL)
+        cache->ranks = calloc(count + (size_t)1, sizeof *cache->ranks);
+    if (cache->ranks == NULL) {
+        rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " ranks", count);
+        return NULL;
     }
-    cache->rank_count = rank_count;
-    return RF_OK;
+    cache->rank_count = count;
+    return &cache->ranks[rank];
 }
 
 typedef enum rf_code (*make_fn)(const struct store *store, uint32_t rank, struct buf *out,
@@ -87,17 +84,16 @@ static enum rf_code make_json(const struct store *store, uint32_t rank, struct b
 static struct blob *get_manifest(struct cache *cache, const struct store *store, bool json,
                                  uint32_t rank, struct rf_error *err)
 {
+    struct cached_rank *one = NULL;
     struct blob *blob = NULL;
 
     mutex_lock(&cache->lock);
-    if (cache_ranks_locked(cache, store->manifest->rank_count, err) == RF_OK) {
-        if (!json)
-            blob = slot_get(&cache->manifest, make_manifest, store, rank, err);
-        else if (rank == MANIFEST_NONE)
-            blob = slot_get(&cache->json, make_json, store, rank, err);
-        else
-            blob = slot_get(&cache->rank_json[rank], make_json, store, rank, err);
-    }
+    if (!json)
+        blob = slot_get(&cache->manifest, make_manifest, store, rank, err);
+    else if (rank == MANIFEST_NONE)
+        blob = slot_get(&cache->json, make_json, store, rank, err);
+    else if ((one = cached_rank_locked(cache, store, rank, err)) != NULL)
+        blob = slot_get(&one->json, make_json, store, rank, err);
     mutex_unlock(&cache->lock);
     return blob;
 }
@@ -108,8 +104,9 @@ struct blob *cache_rank_header(struct cache *cache, const struct store *store, u
     struct blob *blob = NULL;
 
     mutex_lock(&cache->lock);
-    if (cache_ranks_locked(cache, store->manifest->rank_count, err) == RF_OK)
-        blob = slot_get(&cache->rank_header[rank], store_rank_header, store, rank, err);
+    struct cached_rank *one = cached_rank_locked(cache, store, rank, err);
+    if (one != NULL)
+        blob = slot_get(&one->header, store_rank_header, store, rank, err);
     mutex_unlock(&cache->lock);
     return blob;
 }

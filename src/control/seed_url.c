@@ -129,7 +129,7 @@ static void put_text(struct seed_url *url)
 enum rf_code seed_url_parse(const char *text, struct seed_url *ret_url, struct rf_error *err)
 {
     struct seed_url url = {.port = 0};
-    char work[SEED_URL_HOST_BYTES];
+    char work[SEED_URL_HOST_BYTES] = "";
     char *host = NULL;
     char *port = NULL;
     uint64_t number = 0;

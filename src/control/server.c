@@ -18,6 +18,7 @@ enum {
     SERVER_MIN_THREADS = 2,              /* of a pool: libmicrohttpd wants more than one */
     SERVER_MAX_THREADS = 4,
     SERVER_STOP_MS = 500, /* answers under way when the server stops */
+    SERVER_END_MS = 5000, /* libmicrohttpd's threads notice that connections are closed */
 };
 
 /* ---- the paths ---- */
@@ -349,9 +350,10 @@ static enum rf_code start_daemon(struct server *server, int fd, struct rf_error 
 
     threads = threads < SERVER_MIN_THREADS ? SERVER_MIN_THREADS : threads;
     threads = threads > SERVER_MAX_THREADS ? SERVER_MAX_THREADS : threads;
-    /* libmicrohttpd divides its limit among its threads, and a thread at its limit stops
-     * accepting; ours acts first. */
-    unsigned limit = (2 * server->options.max_connections + 1) * threads;
+    /* What comes when so many are open waits in the socket's queue: a thread at its part of the
+     * limit accepts nothing. */
+    unsigned limit = 2 * server->options.max_connections;
+    limit = limit < threads ? threads : limit;
     server->daemon = MHD_start_daemon(
         MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ITC | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG,
         0, on_accept, server, on_access, server, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
@@ -419,10 +421,12 @@ void server_stop(struct server *server)
 {
     if (server == NULL)
         return;
-    /* Not MHD_quiesce_daemon(): in 0.9.75 it races with its own threads for the descriptor, and
-     * the loser aborts. */
+    /* Two things of libmicrohttpd 0.9.75 are avoided. MHD_quiesce_daemon() races with its own threads
+     * for the descriptor, and the loser aborts. And a thread that is about to refuse what is no HTTP
+     * uses a NULL pointer once MHD_stop_daemon() has begun: no connection may be left by then. */
     conns_stop(server->conns);
     conns_quiet(server->conns, clock_deadline_ns(SERVER_STOP_MS));
+    conns_end(server->conns, clock_deadline_ns(SERVER_END_MS));
     MHD_stop_daemon(server->daemon);
     conns_destroy(server->conns);
     cache_free(&server->cache);

@@ -4,6 +4,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/rand.h"
 #include "util/folder.h"
 #include "util/web.h"
@@ -55,9 +56,8 @@ static uint64_t metric(const char *name)
     assert_int_equal(answer.status, 200);
     snprintf(line, sizeof line, "\n%s ", name);
     const char *at = strstr((const char *)answer.body.data, line);
-    if (at == NULL)
-        fail_msg("no %s", name);
-    return strtoull(at + strlen(line), NULL, 10);
+    assert_non_null(at);
+    return at != NULL ? strtoull(at + strlen(line), NULL, 10) : 0;
 }
 
 static void pause_ms(int timeout_ms)
@@ -189,6 +189,32 @@ static void stalled_readers_hold_no_thread(void **state)
     for (unsigned i = 0; i < STALLED; i++)
         close(fds[i]);
     assert_answers("after stalled readers");
+    web_stop(&web);
+}
+
+/* A place among them is found for each good client once they have stood still for a while. */
+static void stalled_readers_make_room(void **state)
+{
+    enum { STALLED = 40 };
+    const struct web_options options = {
+        .server = {.max_connections = STALLED, .idle_timeout_ms = 3000}, .big_bytes = 96 << 20};
+    const char *ask = "GET /v1/tensors/big?rank=0 HTTP/1.1\r\nHost: x\r\n\r\n";
+    int fds[STALLED];
+
+    (void)state;
+    web_start(&web, &options);
+    for (unsigned i = 0; i < STALLED; i++) {
+        fds[i] = web_connect(web.port);
+        assert_true(web_send(fds[i], ask, strlen(ask)));
+    }
+    assert_answers("young stalled readers");
+    pause_ms(700); /* a sixth of the idle time is 500 ms */
+    for (unsigned i = 0; i < STALLED; i++)
+        assert_answers("old stalled readers");
+    assert_true(metric("rfork_http_connections_evicted_total") >= 1);
+    assert_true(metric("rfork_http_connections{doing=\"answering\"}") < STALLED + 1);
+    for (unsigned i = 0; i < STALLED; i++)
+        close(fds[i]);
     web_stop(&web);
 }
 
@@ -661,6 +687,40 @@ static void stop_under_load_is_clean(void **state)
     }
 }
 
+static atomic_bool nonsense_seen; /* relaxed: only waited for */
+
+/* Holds libmicrohttpd at the place where it is about to refuse what is no HTTP. */
+static void hold_refusal(void *ctx, enum log_level level, const char *line)
+{
+    (void)ctx;
+    (void)level;
+    if (strstr(line, "Error processing request") == NULL)
+        return;
+    atomic_store_explicit(&nonsense_seen, true, memory_order_relaxed);
+    pause_ms(300);
+}
+
+/* libmicrohttpd 0.9.75 crashes when it refuses what is no HTTP after it was told to stop. */
+static void stop_while_nonsense_is_refused_is_clean(void **state)
+{
+    const struct web_options options = {.max_readers = 0};
+
+    (void)state;
+    atomic_init(&nonsense_seen, false);
+    log_set_sink(hold_refusal, NULL);
+    web_start(&web, &options);
+    log_set_level(LOG_DEBUG);
+    int fd = web_connect(web.port);
+    assert_true(web_send(fd, "GET / HTTP/1.1\r\n\r\n", 18)); /* no Host */
+    uint64_t deadline_ns = clock_deadline_ns(WEB_TIMEOUT_MS);
+    while (!atomic_load_explicit(&nonsense_seen, memory_order_relaxed))
+        assert_true(clock_left_ms(deadline_ns) > 0);
+    web_stop(&web);
+    log_set_level(LOG_ERROR);
+    log_set_sink(NULL, NULL);
+    close(fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -668,6 +728,7 @@ int main(void)
         cmocka_unit_test(bodies_must_be_complete_in_time),
         cmocka_unit_test(idle_connections_are_closed),
         cmocka_unit_test(stalled_readers_hold_no_thread),
+        cmocka_unit_test(stalled_readers_make_room),
         cmocka_unit_test(idle_connections_do_not_lock_out_a_good_client),
         cmocka_unit_test(long_polls_hold_no_thread),
         cmocka_unit_test(long_polls_end_when_their_time_has_come),
@@ -681,6 +742,7 @@ int main(void)
         cmocka_unit_test(hosts_show_as_they_were_given),
         cmocka_unit_test(stop_does_not_wait_for_slow_clients),
         cmocka_unit_test(stop_under_load_is_clean),
+        cmocka_unit_test(stop_while_nonsense_is_refused_is_clean),
     };
     return cmocka_run_group_tests_name("server, hostile", tests, NULL, NULL);
 }

@@ -317,9 +317,9 @@ void web_receive(int fd, bool without_body, struct web_answer *ret_answer)
     char block[16384];
 
     *ret_answer = (struct web_answer){.status = 0};
-    if (!receive_head(fd, ret_answer) ||
-        sscanf((const char *)ret_answer->head.data, "HTTP/1.%*d %d", &ret_answer->status) != 1)
+    if (!receive_head(fd, ret_answer) || strncmp((char *)ret_answer->head.data, "HTTP/1.", 7) != 0)
         return;
+    ret_answer->status = (int)strtol((char *)ret_answer->head.data + 9, NULL, 10);
     if (ret_answer->status == 100) { /* and now the real one */
         web_answer_free(ret_answer);
         web_receive(fd, without_body, ret_answer);
