@@ -112,6 +112,7 @@ static enum rf_code make_room(struct rf_seed *seed, struct rf_error *err)
     if (seed->tensor_count < seed->tensor_room)
         return RF_OK;
     uint32_t room = seed->tensor_room > 0 ? seed->tensor_room * 2 : 256;
+    /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
     struct api_place **places = reallocarray(seed->places, room, sizeof(*places));
 
     if (places != NULL)
@@ -266,24 +267,25 @@ static struct region *alloc_that_holds(const struct rf_seed *seed, const struct 
 static enum rf_code borrow_span(const struct rf_seed *seed, struct region **ret_span,
                                 struct rf_error *err)
 {
-    uintptr_t low = UINTPTR_MAX;
-    uintptr_t high = 0;
+    const uint8_t *low = NULL;
+    const uint8_t *high = NULL;
     uint64_t offset;
 
     for (uint32_t i = 0; i < seed->tensor_count; i++) {
         const struct api_place *place = seed->places[i];
-        uintptr_t from = (uintptr_t)place->data;
 
         if (place->bytes == 0 || alloc_that_holds(seed, place, &offset) != NULL)
             continue;
-        low = from < low ? from : low;
-        high = from + place->bytes > high ? from + place->bytes : high;
+        if (low == NULL || place->data < low)
+            low = place->data;
+        if (place->data + place->bytes > high)
+            high = place->data + place->bytes;
     }
-    if (high == 0) {
+    if (low == NULL) {
         *ret_span = NULL;
         return RF_OK;
     }
-    return region_create_borrowed((const void *)low, high - low, ret_span, err);
+    return region_create_borrowed(low, (uint64_t)(high - low), ret_span, err);
 }
 
 static enum rf_code lay_out(const struct rf_seed *seed, struct store *store, struct region *span,

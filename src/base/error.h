@@ -23,4 +23,16 @@ enum rf_code rf_error_wrap(struct rf_error *err, enum rf_code code, const char *
 /* Overwrites what is not printable UTF-8 in a NUL-terminated line with '?', in place. */
 void rf_text_sanitise(char *text);
 
+/* The static analyser looks at one file at a time and cannot see that these never return RF_OK. */
+#ifdef __clang_analyzer__
+static inline enum rf_code error_never_ok(enum rf_code code)
+{
+    if (code == RF_OK)
+        __builtin_unreachable();
+    return code;
+}
+#define rf_fail(...) error_never_ok(rf_fail(__VA_ARGS__))
+#define rf_fail_sys(...) error_never_ok(rf_fail_sys(__VA_ARGS__))
+#endif
+
 #endif

@@ -88,8 +88,8 @@ static const struct option_spec rows[] = {
      .type = OPTION_TEXT,
      .arg = "PARTS",
      .offset = offsetof(struct bench_values, only),
-     .help =
-         "Only these, separated by commas: loopback, namespaces, shaped, map, copy, memory, header, manifest, start."},
+     .help = "Only these, separated by commas: loopback, namespaces, shaped, map, copy, memory, "
+             "header, manifest, start."},
     {.name = "folder",
      .type = OPTION_TEXT,
      .arg = "DIR",

@@ -308,9 +308,9 @@ static enum rf_code compare_all(struct diff *diff, struct rf_error *err)
 static const char *kind_name(enum difference_kind kind)
 {
     static const char *const names[] = {
-        [DIFF_MISSING] = "missing", [DIFF_EXTRA] = "extra",       [DIFF_DTYPE] = "dtype",
-        [DIFF_SHAPE] = "shape",     [DIFF_SLICE] = "slice",       [DIFF_ALIAS] = "alias",
-        [DIFF_PARTS] = "parts",     [DIFF_CONTENT] = "content",   [DIFF_IDENTITY] = "identity",
+        [DIFF_MISSING] = "missing", [DIFF_EXTRA] = "extra",     [DIFF_DTYPE] = "dtype",
+        [DIFF_SHAPE] = "shape",     [DIFF_SLICE] = "slice",     [DIFF_ALIAS] = "alias",
+        [DIFF_PARTS] = "parts",     [DIFF_CONTENT] = "content", [DIFF_IDENTITY] = "identity",
     };
 
     return (unsigned)kind < sizeof(names) / sizeof(names[0]) ? names[kind] : "?";

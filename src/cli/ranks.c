@@ -33,11 +33,10 @@ static enum rf_code number_parse(const char **at, uint32_t tp_size, uint32_t *re
 static enum rf_code item_parse(const char **at, uint32_t tp_size, bool *wanted,
                                struct rf_error *err)
 {
-    uint32_t first;
-    uint32_t last;
+    uint32_t first = 0;
     enum rf_code code = number_parse(at, tp_size, &first, err);
+    uint32_t last = first;
 
-    last = first;
     if (code == RF_OK && **at == '-') {
         (*at)++;
         code = number_parse(at, tp_size, &last, err);

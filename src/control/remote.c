@@ -118,7 +118,8 @@ enum rf_code remote_open(const char *url, const struct remote_options *options,
     if (code == RF_OK)
         code = take_lease(remote, err);
     if (code == RF_OK) {
-        remote->sessions = calloc(remote->manifest->rank_count, sizeof(struct transport_session *));
+        remote->sessions =
+            calloc((size_t)remote->manifest->rank_count + 1, sizeof(struct transport_session *));
         if (remote->sessions == NULL)
             code = rf_fail(err, RF_E_NOMEM, "no memory for a fork");
     }
@@ -188,7 +189,7 @@ void remote_fork_options(struct remote *remote, struct fork_options *ret_options
 static enum rf_code root_of(const struct manifest *manifest, struct digest_table *const *tables,
                             struct remote_result *result, struct rf_error *err)
 {
-    uint8_t(*roots)[HASH_MAX_BYTES] = calloc(manifest->rank_count, sizeof(*roots));
+    uint8_t(*roots)[HASH_MAX_BYTES] = calloc((size_t)manifest->rank_count + 1, sizeof(*roots));
     enum rf_code code = roots != NULL ? RF_OK : rf_fail(err, RF_E_NOMEM, "no memory for digests");
 
     for (uint32_t i = 0; code == RF_OK && i < manifest->rank_count; i++)

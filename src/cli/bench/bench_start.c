@@ -320,8 +320,9 @@ static uint64_t anonymous_memory(pid_t pid)
 
     snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
     FILE *status = fopen(path, "re");
-    while (status != NULL && fgets(line, sizeof(line), status) != NULL &&
-           sscanf(line, "RssAnon: %" SCNu64, &kib) != 1) {
+    while (status != NULL && kib == 0 && fgets(line, sizeof(line), status) != NULL) {
+        if (strncmp(line, "RssAnon:", 8) == 0)
+            kib = strtoull(line + 8, NULL, 10);
     }
     if (status != NULL)
         fclose(status);

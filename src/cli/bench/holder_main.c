@@ -200,12 +200,16 @@ static enum rf_code hold_start(struct hold *hold, const char *what, uint64_t num
 static void hold_obey(struct hold *hold, char *line)
 {
     struct rf_error error = {.code = RF_OK};
-    char what[32] = "";
-    char host[64] = "";
-    char name_space[64] = "";
-    uint64_t number = 0;
+    char *rest = NULL;
+    const char *what = strtok_r(line, " \n", &rest);
+    const char *number_text = strtok_r(NULL, " \n", &rest);
+    const char *host = strtok_r(NULL, " \n", &rest);
+    const char *name_space = strtok_r(NULL, " \n", &rest);
+    uint64_t number = number_text != NULL ? strtoull(number_text, NULL, 10) : 0;
 
-    if (sscanf(line, "%31s %" SCNu64 " %63s %63s", what, &number, host, name_space) == 4) {
+    if (what == NULL) {
+        printf("nothing to do\n");
+    } else if (name_space != NULL) {
         if (number * (strcmp(what, "tiny") == 0 ? HOLD_TINY_BYTES : 1) > region_bytes(hold->region))
             printf("no more than %" PRIu64 " bytes here\n", region_bytes(hold->region));
         else if (hold_start(hold, what, number, host, name_space, &error) != RF_OK)

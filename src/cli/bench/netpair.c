@@ -42,7 +42,7 @@ static bool run_words(const char *fmt, ...)
     for (char *word = strtok_r(line, " ", &rest); word != NULL && count < NET_MAX_WORDS;
          word = strtok_r(NULL, " ", &rest))
         words[count++] = word;
-    if (posix_spawn_file_actions_init(&actions) != 0)
+    if (count == 0 || posix_spawn_file_actions_init(&actions) != 0)
         return false;
     posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
     int failed = posix_spawnp(&pid, words[0], &actions, NULL, words, environ);
