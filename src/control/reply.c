@@ -114,6 +114,8 @@ static unsigned status_of(enum rf_code code)
         return MHD_HTTP_FORBIDDEN;
     case RF_E_MISMATCH:
         return MHD_HTTP_CONFLICT;
+    case RF_E_UNSUPPORTED: /* of what is held here */
+        return MHD_HTTP_NOT_FOUND;
     case RF_E_UNREACHABLE: /* loading, draining */
     case RF_E_NOMEM:
     case RF_E_TIMEOUT:
@@ -319,6 +321,21 @@ static void reply_unsatisfiable(struct request *request, struct reply *reply,
     blob_unref(source->head);
 }
 
+/* A weight file can be asked of ranks that do not hold all of it between them: said before the first
+ * byte, not by breaking off. */
+static bool is_here(struct request *request, struct reply *reply, const struct body_source *source,
+                    const struct byte_range *range)
+{
+    struct rf_error err = {.code = RF_OK};
+
+    if (source->kind != BODY_FILE ||
+        store_check_file(seed_store(request->server->seed), source->index, range->from,
+                         range->bytes, &err) == RF_OK)
+        return true;
+    reply_error(request, reply, &err);
+    return false;
+}
+
 void reply_body(struct request *request, struct reply *reply, const struct body_source *source)
 {
     struct byte_range range = {.from = 0, .bytes = source->bytes};
@@ -332,6 +349,8 @@ void reply_body(struct request *request, struct reply *reply, const struct body_
     if (not_modified(request, source->etag)) {
         blob_unref(source->head);
         reply_empty(request, reply, MHD_HTTP_NOT_MODIFIED);
+    } else if (!is_here(request, reply, source, &range)) {
+        return;
     } else {
         reply->status = kind == RANGE_PART ? MHD_HTTP_PARTIAL_CONTENT : MHD_HTTP_OK;
         reply_stream(request, reply, source, true, &range);

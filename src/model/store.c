@@ -29,6 +29,8 @@ enum rf_code store_create(struct manifest *manifest, struct store **ret_store, s
             goto fail_memory;
     }
     code = file_index_create(manifest, &box->index, err);
+    if (code == RF_OK)
+        code = source_index_create(manifest, &box->sources, err);
     if (code != RF_OK)
         goto fail;
     *ret_store = store;
@@ -62,6 +64,7 @@ void store_destroy(struct store *store)
     free(store->regions);
     free(box->region_slots);
     file_index_free(&box->index);
+    source_index_free(&box->sources);
     manifest_unref(store->manifest);
     free(box);
 }

@@ -53,11 +53,17 @@ enum rf_code store_tensor_digest(const struct store *store, uint32_t rank, uint3
                                  uint8_t ret_digest[HASH_MAX_BYTES], struct rf_error *err);
 
 /* Copies [offset, offset + bytes) of a rank's stream, or of a file of the manifest as it would lie
- * on disk (weights: header, then the tensors at their places). */
+ * on disk (weights: header, then the tensors at their places, put together from all ranks if need
+ * be: see store_check_file()). */
 enum rf_code store_read_stream(const struct store *store, uint32_t rank, uint64_t offset, void *dst,
                                uint64_t bytes, struct rf_error *err);
 enum rf_code store_read_file(const struct store *store, uint32_t file, uint64_t offset, void *dst,
                              uint64_t bytes, struct rf_error *err);
+
+/* Whether store_read_file() can give [offset, offset + bytes) of a file: RF_E_UNSUPPORTED names the
+ * tensor of which no rank here has all bytes as they are in the file. Headers always can be. */
+enum rf_code store_check_file(const struct store *store, uint32_t file, uint64_t offset,
+                              uint64_t bytes, struct rf_error *err);
 
 /* A rank as one valid safetensors file, tensors in stream order (aliases left out are listed in
  * metadata): the header made once and cached by the caller; data follows as the stream itself. */

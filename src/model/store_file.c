@@ -19,15 +19,21 @@ static int compare_places(const void *a, const void *b)
     return at_a->tensor < at_b->tensor ? -1 : at_a->tensor > at_b->tensor;
 }
 
-static bool has_place(const struct tensor *tensor)
-{
-    return tensor->file != MANIFEST_NONE && tensor->bytes > 0;
-}
+/* What is at a place, tensor or source. */
+struct placed {
+    const char *name;
+    uint64_t file_offset;
+    uint64_t bytes;
+};
 
-static const struct tensor *tensor_of(const struct manifest *manifest,
-                                      const struct file_place *place)
+static struct placed placed_at(const struct manifest *manifest, const struct file_place *place)
 {
-    return &manifest->ranks[place->rank].tensors[place->tensor];
+    if (place->rank == MANIFEST_NONE) {
+        const struct manifest_source *source = &manifest->sources[place->tensor];
+        return (struct placed){source->name, source->file_offset, source->bytes};
+    }
+    const struct tensor *tensor = &manifest->ranks[place->rank].tensors[place->tensor];
+    return (struct placed){tensor->name, tensor->file_offset, tensor->bytes};
 }
 
 /* Tensors of one file may be the same bytes twice (replicated ranks, aliases), but not overlap. */
@@ -35,18 +41,51 @@ static enum rf_code places_check(const struct manifest *manifest, const struct f
                                  uint32_t file, struct rf_error *err)
 {
     for (uint64_t i = index->begin[file] + 1; i < index->begin[file + 1]; i++) {
-        const struct tensor *before = tensor_of(manifest, &index->places[i - 1]);
-        const struct tensor *tensor = tensor_of(manifest, &index->places[i]);
-        bool same = before->file_offset == tensor->file_offset && before->bytes == tensor->bytes;
+        struct placed before = placed_at(manifest, &index->places[i - 1]);
+        struct placed placed = placed_at(manifest, &index->places[i]);
+        bool same = before.file_offset == placed.file_offset && before.bytes == placed.bytes;
 
-        if (!same && before->file_offset + before->bytes > tensor->file_offset)
+        if (!same && before.file_offset + before.bytes > placed.file_offset)
             return rf_fail(err, RF_E_INVAL,
                            "file %s: tensor %.120s at %" PRIu64 "+%" PRIu64
                            " overlaps %.120s at %" PRIu64,
-                           manifest->files[file].name, before->name, before->file_offset,
-                           before->bytes, tensor->name, tensor->file_offset);
+                           manifest->files[file].name, before.name, before.file_offset,
+                           before.bytes, placed.name, placed.file_offset);
     }
     return RF_OK;
+}
+
+typedef void (*place_fn)(struct file_index *index, uint32_t file, const struct file_place *place);
+
+static void count_place(struct file_index *index, uint32_t file, const struct file_place *place)
+{
+    (void)place;
+    index->begin[file + 2]++;
+}
+
+static void put_place(struct file_index *index, uint32_t file, const struct file_place *place)
+{
+    index->places[index->begin[file + 1]++] = *place;
+}
+
+static void each_place(const struct manifest *manifest, struct file_index *index, place_fn fn)
+{
+    for (uint32_t i = 0; i < manifest->rank_count; i++) {
+        for (uint32_t j = 0; j < manifest->ranks[i].tensor_count; j++) {
+            const struct tensor *tensor = &manifest->ranks[i].tensors[j];
+            const struct file_place place = {tensor->file_offset, i, j};
+
+            if (tensor->file != MANIFEST_NONE && tensor->bytes > 0)
+                fn(index, tensor->file, &place);
+        }
+    }
+    for (uint32_t i = 0; i < manifest->source_count; i++) {
+        const struct manifest_source *source = &manifest->sources[i];
+        const struct file_place place = {source->file_offset, MANIFEST_NONE, i};
+
+        if (source->file != MANIFEST_NONE && source->bytes > 0)
+            fn(index, source->file, &place);
+    }
 }
 
 enum rf_code file_index_create(const struct manifest *manifest, struct file_index *ret_index,
@@ -58,27 +97,14 @@ enum rf_code file_index_create(const struct manifest *manifest, struct file_inde
     if (index.begin == NULL)
         goto fail;
     /* Counting sort by file: begin[i + 1] counts file i, then becomes where file i is filled from. */
-    for (uint32_t i = 0; i < manifest->rank_count; i++) {
-        for (uint32_t j = 0; j < manifest->ranks[i].tensor_count; j++) {
-            if (has_place(&manifest->ranks[i].tensors[j])) {
-                index.begin[manifest->ranks[i].tensors[j].file + 2]++;
-                count++;
-            }
-        }
-    }
+    each_place(manifest, &index, count_place);
     for (uint32_t i = 2; i < manifest->file_count + 2; i++)
         index.begin[i] += index.begin[i - 1];
+    count = index.begin[manifest->file_count + (size_t)1];
     index.places = calloc(count + 1, sizeof *index.places);
     if (index.places == NULL)
         goto fail;
-    for (uint32_t i = 0; i < manifest->rank_count; i++) {
-        for (uint32_t j = 0; j < manifest->ranks[i].tensor_count; j++) {
-            const struct tensor *tensor = &manifest->ranks[i].tensors[j];
-            if (has_place(tensor))
-                index.places[index.begin[tensor->file + 1]++] =
-                    (struct file_place){tensor->file_offset, i, j};
-        }
-    }
+    each_place(manifest, &index, put_place);
     for (uint32_t i = 0; i < manifest->file_count; i++) {
         qsort(index.places + index.begin[i], index.begin[i + 1] - index.begin[i],
               sizeof *index.places, compare_places);
@@ -157,7 +183,20 @@ enum rf_code store_read_stream(const struct store *store, uint32_t rank, uint64_
     return RF_OK;
 }
 
-/* The data of a weight file: [offset, end), which begins behind the header. */
+/* Bytes of what is at a place; `to` NULL only asks whether they could be read. */
+static enum rf_code read_place(const struct store *store, const struct file_place *place,
+                               uint64_t inside, uint8_t *to, uint64_t bytes, struct rf_error *err)
+{
+    if (place->rank == MANIFEST_NONE)
+        return to != NULL ? source_read(store, place->tensor, inside, to, bytes, err)
+                          : source_check_held(store, place->tensor, inside, bytes, err);
+    if (to == NULL)
+        return RF_OK;
+    const struct tensor *tensor = &store->manifest->ranks[place->rank].tensors[place->tensor];
+    return store_read_stream(store, place->rank, tensor->stream_offset + inside, to, bytes, err);
+}
+
+/* The data of a weight file: [offset, end), which begins behind the header; `to` as above. */
 static enum rf_code read_tensors(const struct store *store, uint32_t file, uint64_t offset,
                                  uint8_t *to, uint64_t end, struct rf_error *err)
 {
@@ -165,30 +204,42 @@ static enum rf_code read_tensors(const struct store *store, uint32_t file, uint6
     const struct file_index *index = store_index(store);
 
     for (uint64_t i = place_find(index, file, offset); offset < end; i++) {
-        const struct tensor *tensor = NULL;
+        struct placed placed = {.bytes = 0};
 
         if (i < index->begin[file + 1])
-            tensor = tensor_of(manifest, &index->places[i]);
-        if (tensor == NULL || tensor->file_offset > offset)
+            placed = placed_at(manifest, &index->places[i]);
+        if (placed.bytes == 0 || placed.file_offset > offset)
             return rf_fail(
                 err, RF_E_FORMAT,
                 "file %s: byte %" PRIu64
                 " belongs to no tensor of this manifest; fetch the rank as a file instead",
                 manifest->files[file].name, offset);
-        uint64_t inside = offset - tensor->file_offset;
-        if (inside >= tensor->bytes)
+        uint64_t inside = offset - placed.file_offset;
+        if (inside >= placed.bytes)
             continue; /* the place before a gap, or the same bytes once more */
-        uint64_t piece = tensor->bytes - inside;
+        uint64_t piece = placed.bytes - inside;
         if (piece > end - offset)
             piece = end - offset;
-        enum rf_code code = store_read_stream(store, index->places[i].rank,
-                                              tensor->stream_offset + inside, to, piece, err);
+        enum rf_code code = read_place(store, &index->places[i], inside, to, piece, err);
         if (code != RF_OK)
             return rf_error_wrap(err, code, "file %s", manifest->files[file].name);
-        to += piece;
+        to = to != NULL ? to + piece : NULL;
         offset += piece;
     }
     return RF_OK;
+}
+
+enum rf_code store_check_file(const struct store *store, uint32_t file, uint64_t offset,
+                              uint64_t bytes, struct rf_error *err)
+{
+    const struct manifest_file *entry = &store->manifest->files[file];
+    uint64_t from = offset > entry->header_bytes ? offset : entry->header_bytes;
+    uint64_t end = 0;
+
+    if (entry->kind != FILE_WEIGHTS || __builtin_add_overflow(offset, bytes, &end) ||
+        end > entry->bytes || from >= end)
+        return RF_OK; /* nothing of it is a tensor's; store_read_file() says what else is wrong */
+    return read_tensors(store, file, from, NULL, end, err);
 }
 
 enum rf_code store_read_file(const struct store *store, uint32_t file, uint64_t offset, void *dst,
