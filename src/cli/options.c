@@ -196,6 +196,20 @@ static bool takes_value(const struct option_spec *option)
     return option->type != OPTION_FLAG && option->type != OPTION_SWITCH;
 }
 
+static bool is_called(const struct option_spec *option, const char *name, size_t bytes)
+{
+    const char *names[] = {option->name, option->aliases};
+
+    for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        for (const char *at = names[i]; at != NULL; at = strchr(at, '|')) {
+            at += *at == '|';
+            if (strcspn(at, "|") == bytes && memcmp(at, name, bytes) == 0)
+                return true;
+        }
+    }
+    return false;
+}
+
 /* name ends where its '=' is. *ret_negated: it was "--no-NAME". */
 static const struct option_spec *find_long(const struct command_spec *spec, const char *name,
                                            size_t bytes, bool *ret_negated)
@@ -209,8 +223,7 @@ static const struct option_spec *find_long(const struct command_spec *spec, cons
         const char *wanted = negated ? name + 3 : name;
         size_t wanted_bytes = negated ? bytes - 3 : bytes;
 
-        if (strlen(option->name) == wanted_bytes &&
-            memcmp(option->name, wanted, wanted_bytes) == 0) {
+        if (is_called(option, wanted, wanted_bytes)) {
             *ret_negated = negated;
             return option;
         }

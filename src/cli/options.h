@@ -17,8 +17,9 @@ enum option_type {
 };
 
 struct option_spec {
-    const char *name; /* without the dashes */
-    char letter;      /* 0: none */
+    const char *name;    /* without the dashes */
+    const char *aliases; /* other names that mean the same, "tp-size|tensor-parallel-size" */
+    char letter;         /* 0: none */
     enum option_type type;
     const char *arg;      /* what --help calls the value; see OPTION_CHOICE */
     const char *fallback; /* the default as one would type it; NULL: zero */

@@ -36,6 +36,20 @@ void options_wrap(const char *text, unsigned indent)
     putchar('\n');
 }
 
+/* " Also --tp-size, --tensor-parallel-size." */
+static void put_aliases(const char *aliases, struct buf *out)
+{
+    const char *between = " Also --";
+
+    for (const char *at = aliases; at != NULL; at = strchr(at, '|')) {
+        at += *at == '|';
+        buf_printf(out, "%s%.*s", between, (int)strcspn(at, "|"), at);
+        between = ", --";
+    }
+    if (aliases != NULL)
+        buf_printf(out, ".");
+}
+
 /* "  -o, --output DIR" */
 static void put_left(const struct option_spec *option, struct buf *out)
 {
@@ -65,6 +79,7 @@ static void put_option(const struct option_spec *option)
         buf_printf(&text, " Default: %s.", option->fallback);
     if (option->env != NULL)
         buf_printf(&text, " Environment: %s.", option->env);
+    put_aliases(option->aliases, &text);
     if (left.failed || text.failed)
         return;
     if (left.bytes + 2 <= HELP_TEXT_COLUMN)
