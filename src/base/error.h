@@ -31,7 +31,7 @@ static inline enum rf_code error_never_ok(enum rf_code code)
         __builtin_unreachable();
     return code;
 }
-#define rf_fail(...) error_never_ok(rf_fail(__VA_ARGS__))
+#define rf_fail(...)     error_never_ok(rf_fail(__VA_ARGS__))
 #define rf_fail_sys(...) error_never_ok(rf_fail_sys(__VA_ARGS__))
 #endif
 

@@ -321,8 +321,8 @@ static void reply_unsatisfiable(struct request *request, struct reply *reply,
     blob_unref(source->head);
 }
 
-/* A weight file can be asked of ranks that do not hold all of it between them: said before the first
- * byte, not by breaking off. */
+/* A weight file can be asked of ranks that do not hold all of it between them: said before the
+ * first byte, not by breaking off. */
 static bool is_here(struct request *request, struct reply *reply, const struct body_source *source,
                     const struct byte_range *range)
 {

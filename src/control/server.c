@@ -421,9 +421,10 @@ void server_stop(struct server *server)
 {
     if (server == NULL)
         return;
-    /* Two things of libmicrohttpd 0.9.75 are avoided. MHD_quiesce_daemon() races with its own threads
-     * for the descriptor, and the loser aborts. And a thread that is about to refuse what is no HTTP
-     * uses a NULL pointer once MHD_stop_daemon() has begun: no connection may be left by then. */
+    /* Two things of libmicrohttpd 0.9.75 are avoided. MHD_quiesce_daemon() races with its own
+     * threads for the descriptor, and the loser aborts. And a thread that is about to refuse
+     * what is no HTTP uses a NULL pointer once MHD_stop_daemon() has begun: no connection may be
+     * left by then. */
     conns_stop(server->conns);
     conns_quiet(server->conns, clock_deadline_ns(SERVER_STOP_MS));
     conns_end(server->conns, clock_deadline_ns(SERVER_END_MS));

@@ -20,7 +20,8 @@ static const struct tensor *target_of(const struct manifest_rank *rank, const st
     return tensor->alias_of != MANIFEST_NONE ? &rank->tensors[tensor->alias_of] : NULL;
 }
 
-/* Aliases are equal when they lead to tensors of the same name, wherever those are in their tables. */
+/* Aliases are equal when they lead to tensors of the same name, wherever those are in their
+ * tables. */
 static bool targets_equal(const struct tensor *a, const struct tensor *b)
 {
     if (a == NULL || b == NULL)
@@ -93,8 +94,8 @@ static void compare_pair(struct report *to, const struct manifest_rank *rank_a,
         difference.kind = DIFF_SHAPE;
         report(to, &difference);
     }
-    /* Of other shapes the slices differ by necessity, and of other slices the parts: one line says it
-     * all. */
+    /* Of other shapes the slices differ by necessity, and of other slices the parts: one line
+     * says it all. */
     if (shape && (!dims_equal(a->global_shape, b->global_shape, a->ndim) ||
                   !dims_equal(a->slice_start, b->slice_start, a->ndim))) {
         difference.kind = DIFF_SLICE;

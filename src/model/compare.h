@@ -12,8 +12,9 @@ enum difference_kind {
     DIFF_SHAPE,
     DIFF_SLICE,
     DIFF_ALIAS,
-    DIFF_PARTS, /* same shape and slice, made of other pieces of the checkpoint; only looked at where
-                   * both sides say what a tensor is made of */
+    /* same shape and slice, made of other pieces of the checkpoint; only looked at where both
+     * sides say what a tensor is made of */
+    DIFF_PARTS,
     DIFF_CONTENT, /* only reported by callers that compare digests */
     DIFF_IDENTITY,
 };

@@ -35,8 +35,8 @@ bool model_config_says(const struct model_config *config, const char *key, const
 
 /* Whether this layer has experts. Says so for every family: n_routed_experts, num_experts or
  * num_local_experts is there and not 0, layer >= first_k_dense_replace, layer is a multiple of
- * moe_layer_freq, layer + 1 of decoder_sparse_step, and it is not in mlp_only_layers (each as far as
- * the config has it). RF_E_FORMAT as above. */
+ * moe_layer_freq, layer + 1 of decoder_sparse_step, and it is not in mlp_only_layers (each as
+ * far as the config has it). RF_E_FORMAT as above. */
 enum rf_code model_config_sparse(const struct model_config *config, uint64_t layer,
                                  bool *ret_sparse, struct rf_error *err);
 

@@ -9,8 +9,9 @@
 bool convert_known(enum rf_dtype from, enum rf_dtype to);
 
 /* Converts bytes of `from` elements (whole ones) at src to dst, which has room for
- * convert_bytes(). The two do not overlap; neither need be aligned. Narrowing checks that nothing is
- * lost: RF_E_INVAL names the element that has no counterpart (dst is then partly written). */
+ * convert_bytes(). The two do not overlap; neither need be aligned. Narrowing checks that
+ * nothing is lost: RF_E_INVAL names the element that has no counterpart (dst is then partly
+ * written). */
 enum rf_code convert_elements(enum rf_dtype from, const void *src, uint64_t bytes, enum rf_dtype to,
                               void *dst, struct rf_error *err);
 

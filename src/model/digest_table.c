@@ -10,10 +10,10 @@
 
 /* Setting a digest takes the lock, once per chunk; getting one takes none.
  *
- * A digest's bytes are written under the lock before its flag is stored with release order; a reader
- * loads the flag with acquire order before it looks at the bytes, which never change again. `known` is
- * counted up, with release order too, after the flag: who has loaded it with acquire order sees the
- * flags of all that it counts. */
+ * A digest's bytes are written under the lock before its flag is stored with release order; a
+ * reader loads the flag with acquire order before it looks at the bytes, which never change
+ * again. `known` is counted up, with release order too, after the flag: who has loaded it with
+ * acquire order sees the flags of all that it counts. */
 struct digest_table {
     enum hash_algorithm algorithm;
     unsigned digest_bytes;
@@ -151,8 +151,8 @@ void digest_table_encode(const struct digest_table *table, uint64_t from, struct
     wire_put_u64(out, begin);
     wire_put_u64(out, count);
 
-    /* Room for all, so that the bitmap can be filled while digests are appended behind it: a chunk is
-     * asked once whether it is known, or the two could disagree. */
+    /* Room for all, so that the bitmap can be filled while digests are appended behind it: a
+     * chunk is asked once whether it is known, or the two could disagree. */
     uint8_t *bitmap = buf_reserve(out, bitmap_bytes + count * table->digest_bytes);
     if (bitmap == NULL)
         return;

@@ -148,7 +148,8 @@ static bool holds(const struct segment *segment, uint64_t offset)
     return offset >= segment->stream_offset && offset - segment->stream_offset < segment->bytes;
 }
 
-/* Moves the hint to the segment that holds the offset: nearly always the one it is at, or the next. */
+/* Moves the hint to the segment that holds the offset: nearly always the one it is at, or the
+ * next. */
 static const struct segment *cursor_segment(struct layout_cursor *cursor, uint64_t offset)
 {
     const struct layout *layout = cursor->layout;

@@ -43,7 +43,8 @@ void manifest_unref(struct manifest *manifest)
     if (manifest == NULL)
         return;
 
-    /* release: our reads come before the free of whoever is last; acquire pairs with the others' release */
+    /* release: our reads come before the free of whoever is last; acquire pairs with the others'
+     * release */
     struct manifest_box *box = box_of(manifest);
     if (atomic_fetch_sub_explicit(&box->refs, 1, memory_order_acq_rel) != 1)
         return;
@@ -196,8 +197,8 @@ static bool text_ok(const char *text, size_t bytes, bool controls)
     while (at < end) {
         uint64_t word;
 
-        /* Names are printable ASCII nearly always: eight bytes at once, none of them below 0x20, 0x7f,
-         * or above. A borrow can only make us look closer, never overlook. */
+        /* Names are printable ASCII nearly always: eight bytes at once, none of them below 0x20,
+         * 0x7f, or above. A borrow can only make us look closer, never overlook. */
         if (end - at >= 8) {
             memcpy(&word, at, sizeof word);
             uint64_t del = word ^ (ones * 0x7f);

@@ -57,11 +57,11 @@ struct manifest_source {
 
 /* A run of a rank tensor's bytes: a slice of one source along one axis, or a constant.
  *
- * With the source seen as [outer, n, inner bytes] around the axis, byte b of element i of outer row o
- * lies at (o * n + start + i) * inner + b in the source and at
- * offset + (o * count + i) * inner + b in the rank's tensor. A source without dimensions is one of
- * shape [1]. When the tensor's dtype is not the source's, every element is converted
- * (model/convert.h) and the bytes in the rank's tensor are more or fewer than those in the source. */
+ * With the source seen as [outer, n, inner bytes] around the axis, byte b of element i of outer
+ * row o lies at (o * n + start + i) * inner + b in the source and at offset + (o * count + i) *
+ * inner + b in the rank's tensor. A source without dimensions is one of shape [1]. When the
+ * tensor's dtype is not the source's, every element is converted (model/convert.h) and the bytes
+ * in the rank's tensor are more or fewer than those in the source. */
 struct part {
     uint32_t source; /* index in manifest->sources; MANIFEST_NONE: a constant */
     uint32_t axis;   /* constant: bytes of the element that is repeated, 1 to 8; 0: zeros */
@@ -82,8 +82,8 @@ struct tensor {
     const uint64_t *slice_start;  /* [ndim] where the piece begins in it; NULL: all zero */
     uint64_t bytes;
     uint64_t stream_offset;
-    /* Index in the rank of the tensor whose bytes these are, or MANIFEST_NONE. An alias takes no place
-     * in the stream: its stream_offset is the other's. */
+    /* Index in the rank of the tensor whose bytes these are, or MANIFEST_NONE. An alias takes no
+     * place in the stream: its stream_offset is the other's. */
     uint32_t alias_of;
     uint32_t order;           /* place in the engine's or file's own order */
     uint32_t file;            /* index of the weight file that it came from, or MANIFEST_NONE */
@@ -157,9 +157,10 @@ void manifest_builder_destroy(struct manifest_builder *builder);
  * and its file must be there before it. Of digest, hash_bytes() are kept. */
 enum rf_code manifest_add_file(struct manifest_builder *builder, const struct manifest_file *file,
                                struct rf_error *err);
-/* Adds a tensor of the checkpoint. Of `source` are read: name (up to its NUL), dtype, ndim, shape,
- * file, file_offset. *ret_index (may be NULL) is what a part names until the manifest is built, which
- * sorts the sources: they count from 0 in the order they are added. RF_E_INVAL naming the source. */
+/* Adds a tensor of the checkpoint. Of `source` are read: name (up to its NUL), dtype, ndim,
+ * shape, file, file_offset. *ret_index (may be NULL) is what a part names until the manifest is
+ * built, which sorts the sources: they count from 0 in the order they are added. RF_E_INVAL
+ * naming the source. */
 enum rf_code manifest_add_source(struct manifest_builder *builder,
                                  const struct manifest_source *source, uint32_t *ret_index,
                                  struct rf_error *err);
@@ -171,10 +172,10 @@ const struct manifest_source *manifest_builder_sources(const struct manifest_bui
 enum rf_code manifest_add_rank(struct manifest_builder *builder, const struct rank_id *id,
                                struct rf_error *err);
 /* Of `tensor` are read: name (name_bytes is not: it ends at its NUL), dtype, ndim, shape,
- * global_shape (NULL = shape), slice_start, file, file_offset, parts and part_count, alias name below.
- * Of a part are read: source (added before), axis, start, count; its offset and bytes and the
- * tensor's bytes are computed, and the parts must fill the tensor exactly. An alias has no parts.
- * alias_of_name: NULL, or a tensor of the same rank with the same bytes (added before or
+ * global_shape (NULL = shape), slice_start, file, file_offset, parts and part_count, alias name
+ * below. Of a part are read: source (added before), axis, start, count; its offset and bytes and
+ * the tensor's bytes are computed, and the parts must fill the tensor exactly. An alias has no
+ * parts. alias_of_name: NULL, or a tensor of the same rank with the same bytes (added before or
  * after). Errors: RF_E_INVAL naming the tensor. */
 enum rf_code manifest_add_tensor(struct manifest_builder *builder, const struct tensor *tensor,
                                  const char *alias_of_name, struct rf_error *err);
@@ -209,11 +210,12 @@ uint64_t manifest_chunk_size(const struct manifest *manifest, uint32_t rank, uin
 bool manifest_text_ok(const char *text, size_t bytes);
 /* Any UTF-8 without NUL: what names of tensors may be made of. */
 bool manifest_name_ok(const char *name, size_t bytes);
-/* Fills memory with a constant part's bytes from its beginning (or from after whole elements) on. */
+/* Fills memory with a constant part's bytes from its beginning (or from after whole elements)
+ * on. */
 void part_fill(const struct part *part, void *dst, uint64_t bytes);
-/* Where the bytes of a part (not of a constant) lie in its source: `count` runs of `bytes` each, which
- * laid end to end are the part (before a conversion). count 1: the part is contiguous in the file, so
- * that a loader can show it where it is; else it must be made. */
+/* Where the bytes of a part (not of a constant) lie in its source: `count` runs of `bytes` each,
+ * which laid end to end are the part (before a conversion). count 1: the part is contiguous in
+ * the file, so that a loader can show it where it is; else it must be made. */
 struct stream_range part_range(const struct manifest *manifest, const struct part *part);
 /* Whether the elements of the part have another dtype in the source than in this tensor. */
 bool part_converts(const struct manifest *manifest, const struct tensor *tensor,

@@ -85,8 +85,8 @@ enum rf_code file_check(const struct manifest_file *file, enum rf_code code, str
     return RF_OK;
 }
 
-/* The piece must lie inside the global shape. Brings both arrays into their one form: global_shape is
- * shape itself when they are equal, slice_start is NULL when it is all zero. */
+/* The piece must lie inside the global shape. Brings both arrays into their one form:
+ * global_shape is shape itself when they are equal, slice_start is NULL when it is all zero. */
 static enum rf_code slice_check(struct tensor *tensor, enum rf_code code, struct rf_error *err)
 {
     bool sharded = false;
@@ -301,7 +301,8 @@ static enum rf_code alias_check(const struct manifest_rank *rank, const struct t
     return RF_OK;
 }
 
-/* Names in strict order, so that none is there twice; places in the engine's order all different. */
+/* Names in strict order, so that none is there twice; places in the engine's order all
+ * different. */
 static enum rf_code order_check(const struct manifest_rank *rank, enum rf_code code,
                                 struct rf_error *err)
 {

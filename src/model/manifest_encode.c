@@ -1,5 +1,5 @@
-/* The binary form of a manifest: byte tables in docs/wire-protocol.md. What manifest_decode() accepts,
- * manifest_encode() turns into the same bytes again. */
+/* The binary form of a manifest: byte tables in docs/wire-protocol.md. What manifest_decode()
+ * accepts, manifest_encode() turns into the same bytes again. */
 #include "model/manifest_internal.h"
 
 #include <assert.h>

@@ -28,9 +28,9 @@ enum {
 /* An empty manifest with one reference; NULL when out of memory. */
 struct manifest *manifest_alloc(void);
 
-/* Checks what one part says for itself; `code` is what it fails with: RF_E_INVAL for our caller's
- * mistakes, RF_E_PROTO for a peer's. tensor_check() needs the manifest's files, fills tensor->bytes,
- * and brings global_shape and slice_start into their one form (manifest.h). */
+/* Checks what one part says for itself; `code` is what it fails with: RF_E_INVAL for our
+ * caller's mistakes, RF_E_PROTO for a peer's. tensor_check() needs the manifest's files, fills
+ * tensor->bytes, and brings global_shape and slice_start into their one form (manifest.h). */
 enum rf_code identity_check(const struct manifest *manifest, enum rf_code code,
                             struct rf_error *err);
 enum rf_code file_check(const struct manifest_file *file, enum rf_code code, struct rf_error *err);
@@ -74,8 +74,8 @@ enum {
 int tensor_name_compare(const struct tensor *a, const struct tensor *b);
 int name_compare(const char *a, uint32_t a_bytes, const char *b, uint32_t b_bytes);
 
-/* A source seen around an axis: outer rows of n elements of inner bytes. A whole tensor is one element
- * of one row. false: the elements along the axis do not have whole bytes. */
+/* A source seen around an axis: outer rows of n elements of inner bytes. A whole tensor is one
+ * element of one row. false: the elements along the axis do not have whole bytes. */
 struct part_shape {
     uint64_t outer;
     uint64_t n;

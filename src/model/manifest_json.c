@@ -25,8 +25,8 @@ static void put_dims(struct buf *out, const char *key, const uint64_t *dims, uin
     buf_append(out, "],", 2);
 }
 
-/* As [source, axis, start, count]; a constant as [null, element bytes, element, bytes], zeros as their
- * number of bytes. */
+/* As [source, axis, start, count]; a constant as [null, element bytes, element, bytes], zeros as
+ * their number of bytes. */
 static void put_parts(struct buf *out, const struct tensor *tensor)
 {
     buf_printf(out, "\"parts\":[");

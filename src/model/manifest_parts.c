@@ -70,7 +70,8 @@ void part_fill(const struct part *part, void *dst, uint64_t bytes)
 enum rf_code source_check(const struct manifest *manifest, struct manifest_source *source,
                           enum rf_code code, struct rf_error *err)
 {
-    /* A source is a tensor that is nowhere but in a file: what holds for one holds for the other. */
+    /* A source is a tensor that is nowhere but in a file: what holds for one holds for the
+     * other. */
     struct tensor as_tensor = {
         .name = source->name,
         .name_bytes = source->name_bytes,

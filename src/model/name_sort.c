@@ -92,8 +92,8 @@ static size_t group_split(struct name_item *items, struct name_item *spare, stru
 
         while (end < group.count && begin[end].key == begin[i].key)
             end++;
-        /* A name that ends within the key equals all others of the same key; one that ends with it may
-         * still be the beginning of others. */
+        /* A name that ends within the key equals all others of the same key; one that ends with
+         * it may still be the beginning of others. */
         if (end - i > 1 && begin[i].bytes - group.depth >= KEY_BYTES)
             pending[pending_count++] =
                 (struct group){group.begin + i, end - i, group.depth + KEY_BYTES};

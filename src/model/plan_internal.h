@@ -165,8 +165,8 @@ const struct plan_layout *plan_layout(const struct plan *plan, const char *name)
 
 /* ---- patterns ---- */
 
-/* Whether the whole name matches. {index} matches a decimal number of the index's range, `*` anything
- * up to where the rest matches. counts[i] and firsts[i] are the ranges of the indices. */
+/* Whether the whole name matches. {index} matches a decimal number of the index's range, `*`
+ * anything up to where the rest matches. counts[i] and firsts[i] are the ranges of the indices. */
 bool plan_match(const struct plan_pattern *pattern, const char *name, size_t bytes,
                 struct plan_numbers *ret_numbers);
 /* The name with these numbers put in; it fits in RF_MAX_NAME_BYTES or false. No `*` in it. */
@@ -188,8 +188,8 @@ void plan_values_free(struct plan_values *values);
 /* RF_E_FORMAT names the key that is missing, and the line of the plan that needs it. */
 enum rf_code plan_eval(const struct plan_values *values, const struct plan_expr *expr,
                        unsigned line, uint64_t *ret_value, struct rf_error *err);
-/* Whether a line counts: its condition holds, and it is of a layer of its sort. layer PLAN_NONE: there
- * is none. */
+/* Whether a line counts: its condition holds, and it is of a layer of its sort. layer PLAN_NONE:
+ * there is none. */
 enum rf_code plan_counts(const struct plan_values *values, const struct plan_when *when,
                          unsigned line, int64_t layer, bool *ret_counts, struct rf_error *err);
 

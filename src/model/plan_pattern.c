@@ -8,8 +8,8 @@ static bool is_digit(char c)
     return c >= '0' && c <= '9';
 }
 
-/* A decimal number below 2^31 as names have them: without leading zeros. Returns how many characters it
- * has; 0: none. */
+/* A decimal number below 2^31 as names have them: without leading zeros. Returns how many
+ * characters it has; 0: none. */
 static size_t number_read(const char *text, size_t bytes, uint32_t *ret_number)
 {
     uint32_t number = 0;

@@ -64,7 +64,8 @@ static enum rf_code condition_parse(const struct plan_parser *parser, const char
     return condition->key != NULL && condition->text != NULL ? RF_OK : plan_fail_memory(parser);
 }
 
-/* if=, on= and optional, which all lines about tensors have. *ret_taken: the word was one of them. */
+/* if=, on= and optional, which all lines about tensors have. *ret_taken: the word was one of
+ * them. */
 static enum rf_code when_option(const struct plan_parser *parser, const char *word,
                                 struct plan_when *when, bool *ret_taken)
 {

@@ -123,7 +123,8 @@ static enum rf_code words_say(struct plan_parser *parser, char *line)
                                         : plan_statement(parser, words, count);
 }
 
-/* Writes the line with each `group` (with its brackets) replaced by one alternative. Never longer. */
+/* Writes the line with each `group` (with its brackets) replaced by one alternative. Never
+ * longer. */
 static char *variant_make(const char *line, const char *group, size_t group_bytes,
                           const char *chosen, size_t chosen_bytes)
 {

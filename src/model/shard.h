@@ -23,28 +23,27 @@ struct shard_request {
 enum manifest_stage shard_stage(const char *layout);
 
 /* Adds the request's ranks, with all their tensors and parts, to a builder that has its sources
- * (manifest_add_source()). A tensor's `order` is the layout's own: of `checkpoint` the order in which
- * the sources were added, else the order of the plan.
+ * (manifest_add_source()). A tensor's `order` is the layout's own: of `checkpoint` the order in
+ * which the sources were added, else the order of the plan.
  *
- * Errors, each a line that names tensor, key and numbers:
- * RF_E_INVAL: the layout, a rank number, sizes that do not divide (heads, KV heads, experts,
- * vocabulary, blocks of scales);
- * RF_E_FORMAT: the config lacks a key the plan needs, tensors are missing, no rule knows a tensor,
- * two rules do, a tensor's shape is not what the config says;
- * RF_E_NOMEM. The builder is of no further use then. */
+ * Errors, each a line that names tensor, key and numbers: RF_E_INVAL: the layout, a rank number,
+ * sizes that do not divide (heads, KV heads, experts, vocabulary, blocks of scales);
+ * RF_E_FORMAT: the config lacks a key the plan needs, tensors are missing, no rule knows a
+ * tensor, two rules do, a tensor's shape is not what the config says; RF_E_NOMEM. The builder is
+ * of no further use then. */
 enum rf_code shard_ranks(struct manifest_builder *builder, const struct shard_request *request,
                          struct rf_error *err);
 
-/* A wanted manifest for an instance that shards differently from its seed: identity, side files and
- * sources are the seed's, ranks the request's. A seed that is not sharded (one rank, no sources)
- * gives its tensors as sources, aliases left out. RF_E_MISMATCH: the seed's tensors are processed, or
- * it does not say what its ranks are made of. Else as shard_ranks(). */
+/* A wanted manifest for an instance that shards differently from its seed: identity, side files
+ * and sources are the seed's, ranks the request's. A seed that is not sharded (one rank, no
+ * sources) gives its tensors as sources, aliases left out. RF_E_MISMATCH: the seed's tensors are
+ * processed, or it does not say what its ranks are made of. Else as shard_ranks(). */
 enum rf_code shard_like(const struct manifest *seed, const struct shard_request *request,
                         struct manifest **ret_manifest, struct rf_error *err);
 
-/* The whole checkpoint, as one rank of layout "checkpoint", from a sharded seed: its tensors are the
- * seed's sources, and have their files. A seed that is not sharded is its own: a reference to it.
- * RF_E_MISMATCH as above. */
+/* The whole checkpoint, as one rank of layout "checkpoint", from a sharded seed: its tensors are
+ * the seed's sources, and have their files. A seed that is not sharded is its own: a reference
+ * to it. RF_E_MISMATCH as above. */
 enum rf_code shard_whole(struct manifest *seed, struct manifest **ret_manifest,
                          struct rf_error *err);
 

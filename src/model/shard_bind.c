@@ -406,7 +406,8 @@ static enum rf_code missing_find(struct shard *shard, const struct plan_rule *ru
                    rule->line);
 }
 
-/* How many tensors a rule needs. Only its first index, the layer, makes a difference between them. */
+/* How many tensors a rule needs. Only its first index, the layer, makes a difference between
+ * them. */
 static enum rf_code rule_needs(struct shard *shard, const struct plan_rule *rule,
                                struct plan_numbers *numbers, uint64_t *ret_count)
 {
@@ -449,8 +450,8 @@ struct rule_have {
     bool counts;
 };
 
-/* How many tensors each rule was found for, of those it needs. Names are unique, so that counting them
- * is enough; which one is missing is looked up when one is. */
+/* How many tensors each rule was found for, of those it needs. Names are unique, so that
+ * counting them is enough; which one is missing is looked up when one is. */
 static enum rf_code have_count(struct shard *shard, struct rule_have *have)
 {
     for (unsigned r = 0; r < shard->plan->rule_count; r++)

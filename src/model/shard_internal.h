@@ -89,7 +89,8 @@ struct shard {
 enum rf_code shard_bind(struct shard *shard);
 /* Works out the range of an index, once. */
 enum rf_code shard_index_know(struct shard *shard, unsigned index);
-/* Whether all numbers are in the ranges of their indices (nothing is, of an index that is not known). */
+/* Whether all numbers are in the ranges of their indices (nothing is, of an index that is not
+ * known). */
 bool shard_in_range(const struct shard *shard, const struct plan_numbers *numbers);
 /* Fills outputs[] and items[]; every source is used or dropped then. */
 enum rf_code shard_outputs(struct shard *shard);

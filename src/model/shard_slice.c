@@ -82,7 +82,8 @@ static bool round_up(uint64_t n, uint64_t multiple, uint64_t *ret_rounded)
     return rest == 0 || !__builtin_add_overflow(n, multiple - rest, ret_rounded);
 }
 
-/* A vocabulary: padded to a multiple of pad, or of pad times the ranks when that does not divide. */
+/* A vocabulary: padded to a multiple of pad, or of pad times the ranks when that does not
+ * divide. */
 static enum rf_code slice_vocabulary(const struct shard *shard, uint32_t source,
                                      struct shard_place place, uint64_t n, uint64_t pad,
                                      struct shard_slice *slice)

@@ -71,8 +71,8 @@ void store_destroy(struct store *store)
 
 /* ---- regions ---- */
 
-/* The slot that holds the region, or the free one where it belongs. An engine may have as many regions
- * as tensors: searching them one by one for each would take seconds. */
+/* The slot that holds the region, or the free one where it belongs. An engine may have as many
+ * regions as tensors: searching them one by one for each would take seconds. */
 static uint32_t *region_slot(struct store_box *box, const struct region *region)
 {
     uint64_t mixed = (uint64_t)(uintptr_t)region * UINT64_C(0x9e3779b97f4a7c15);
@@ -191,7 +191,8 @@ enum rf_code store_rank_header(const struct store *store, uint32_t rank, struct 
     for (uint32_t i = 0; i < of->tensor_count && ok; i++) {
         const struct tensor *tensor = &of->tensors[i];
 
-        /* The format knows no shared bytes: a reader that does not know ours sees no alias at all. */
+        /* The format knows no shared bytes: a reader that does not know ours sees no alias at
+         * all. */
         if (tensor->alias_of != MANIFEST_NONE)
             ok = put_alias(&keys, of, tensor, &metadata[metadata_count++]);
         else

@@ -96,7 +96,8 @@ enum rf_code file_index_create(const struct manifest *manifest, struct file_inde
 
     if (index.begin == NULL)
         goto fail;
-    /* Counting sort by file: begin[i + 1] counts file i, then becomes where file i is filled from. */
+    /* Counting sort by file: begin[i + 1] counts file i, then becomes where file i is filled
+     * from. */
     each_place(manifest, &index, count_place);
     for (uint32_t i = 2; i < manifest->file_count + 2; i++)
         index.begin[i] += index.begin[i - 1];
@@ -130,7 +131,8 @@ void file_index_free(struct file_index *index)
     *index = (struct file_index){0};
 }
 
-/* The last place of the file that begins at or before the offset; the file's first one if none does. */
+/* The last place of the file that begins at or before the offset; the file's first one if none
+ * does. */
 static uint64_t place_find(const struct file_index *index, uint32_t file, uint64_t offset)
 {
     uint64_t low = index->begin[file];

@@ -76,9 +76,9 @@ static int compare_holders(const void *one, const void *other, void *ctx)
     return compare_u64(part_end(b), part_end(a));
 }
 
-/* Orders the holders of a source and keeps those that have something others have not, so that along an
- * axis both begins and ends ascend: the last one that begins at or before an element holds it if any
- * does. Says whether the holders along some axis leave nothing out. */
+/* Orders the holders of a source and keeps those that have something others have not, so that
+ * along an axis both begins and ends ascend: the last one that begins at or before an element
+ * holds it if any does. Says whether the holders along some axis leave nothing out. */
 static void settle_holders(const struct manifest *manifest, struct source_index *index,
                            uint32_t source)
 {

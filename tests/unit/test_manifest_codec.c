@@ -394,8 +394,8 @@ static void parts_that_lie_are_refused(void **state)
     assert_parts((struct part[]){{.axis = 1, .start = UINT64_MAX, .count = 2}}, 1, "not inside");
     assert_parts((struct part[]){{.source = MANIFEST_NONE, .start = 1, .count = 4}}, 1,
                  "no constant");
-    assert_parts((struct part[]){{.source = MANIFEST_NONE, .axis = 2, .start = 0xbf80, .count = 4}}, 1,
-                 NULL);
+    assert_parts((struct part[]){{.source = MANIFEST_NONE, .axis = 2, .start = 0xbf80, .count = 4}},
+                 1, NULL);
     assert_parts((struct part[]){{.source = MANIFEST_NONE, .axis = 2, .count = 4}}, 1,
                  "no constant");
     assert_parts((struct part[]){{.source = MANIFEST_NONE, .axis = 1, .start = 256, .count = 4}}, 1,

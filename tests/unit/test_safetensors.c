@@ -403,8 +403,8 @@ static void sizes_that_do_not_fit_are_refused(void **state)
     (void)state;
     static const struct refusal refusals[] = {
         {TENSOR("\"dtype\":\"F16\",\"shape\":[2,3],\"data_offsets\":[0,10]"), 10,
-         "m: tensor \"a\": data offsets 0 to 10 are 10 bytes, but shape [2, 3] of F16 needs 12; the "
-         "file is damaged: copy or download it again"},
+         "m: tensor \"a\": data offsets 0 to 10 are 10 bytes, but shape [2, 3] of F16 needs 12; "
+         "the file is damaged: copy or download it again"},
         {TENSOR("\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]"), 1,
          "m: tensor \"a\": shape [3] of F4 is 12 bits, not whole bytes"},
         {TENSOR("\"dtype\":\"F6_E2M3\",\"shape\":[2],\"data_offsets\":[0,1]"), 1,
@@ -435,8 +435,8 @@ static void sizes_that_do_not_fit_are_refused(void **state)
         {"{" U8("a", 0, 4, 4) "}", 3,
          "m: the file is truncated: 64 bytes, its header says 65; copy or download it again"},
         {"{" U8("a", 0, 4, 4) "}", 5,
-         "m: 1 bytes at the end belong to no tensor: the file has 66 bytes, its header says 65; copy "
-         "or download it again"},
+         "m: 1 bytes at the end belong to no tensor: the file has 66 bytes, its header says 65; "
+         "copy or download it again"},
         {"{}", 1,
          "m: 1 bytes at the end belong to no tensor: the file has 11 bytes, its header says 10"},
     };
@@ -488,8 +488,8 @@ static void truncated_header_is_refused(void **state)
     (void)state;
     static const char json[] =
         "{\"__metadata__\":{\"format\":\"p\\ud83d\\ude00t\"},\"\xc3\xa4\\n\":{\"dtype\":\"U8\","
-        "\"shape\":[2,2],\"data_offsets\":[0,4],\"x\":[{\"y\":-1.5e3},null,true]},\"b\":[{\"F32\":null}"
-        ",[],[4,8]]}";
+        "\"shape\":[2,2],\"data_offsets\":[0,4],\"x\":[{\"y\":-1.5e3},null,true]},\"b\":"
+        "[{\"F32\":null},[],[4,8]]}";
     struct st_header header;
 
     accept_only(json, 8);

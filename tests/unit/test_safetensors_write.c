@@ -28,7 +28,8 @@ static void a_header_is_written_as_the_reference_does(void **state)
     static const char expected[] =
         "\xa0\0\0\0\0\0\0\0{\"__metadata__\":{\"format\":\"pt\"},"
         "\"b\":{\"dtype\":\"BF16\",\"shape\":[2,3],\"data_offsets\":[0,12]},"
-        "\"\\\"\\\\\xc3\xa4\\u0001\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[12,16]}}      ";
+        "\"\\\"\\\\\xc3\xa4\\u0001\":{\"dtype\":\"F32\",\"shape\":[],"
+        "\"data_offsets\":[12,16]}}      ";
     struct buf out BUF_AUTO = {.data = NULL};
     struct st_metadata metadata = {.key = "format", .value = "pt"};
     struct st_tensor tensors[] = {tensor_named("b"), tensor_named("\"\\\xc3\xa4\x01")};

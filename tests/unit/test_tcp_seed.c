@@ -623,8 +623,8 @@ static void idle_connections_cost_the_others_nothing(void **state)
     world_stop(&world);
 }
 
-/* More silent connections than there are places; the listener's queue holds the reader until they are
- * given up, which is sooner than in a seed with room. */
+/* More silent connections than there are places; the listener's queue holds the reader until
+ * they are given up, which is sooner than in a seed with room. */
 static void silent_connections_do_not_keep_readers_out(void **state)
 {
     enum { SILENT = 100 };

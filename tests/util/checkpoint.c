@@ -34,7 +34,8 @@ void checkpoint_free(struct checkpoint *checkpoint)
     free(checkpoint);
 }
 
-/* Bytes that depend on the name; exponents that are all ones would be NaN, which nobody compares. */
+/* Bytes that depend on the name; exponents that are all ones would be NaN, which nobody
+ * compares. */
 static void data_make(struct checkpoint_tensor *tensor)
 {
     struct rand_seq seq = {5381};

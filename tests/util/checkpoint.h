@@ -52,8 +52,8 @@ struct manifest *checkpoint_shard(const struct checkpoint *checkpoint, const cha
 /* One rank of whole tensors, without sources. */
 struct manifest *checkpoint_whole(const struct checkpoint *checkpoint);
 
-/* The bytes of a tensor of a rank, put together by the definition in manifest.h, element by element; of
- * the stream: all of them. The caller frees. */
+/* The bytes of a tensor of a rank, put together by the definition in manifest.h, element by
+ * element; of the stream: all of them. The caller frees. */
 uint8_t *checkpoint_tensor_bytes(const struct checkpoint *checkpoint,
                                  const struct manifest *manifest, const struct tensor *tensor);
 uint8_t *checkpoint_stream(const struct checkpoint *checkpoint, const struct manifest *manifest,

@@ -119,6 +119,65 @@ struct manifest *manifest_of(const struct tensor_spec *specs, uint32_t count, ui
     return built(builder);
 }
 
+/* Rank i of two with every kind of tensor there is. */
+static void add_every_tensor(struct manifest_builder *builder, uint64_t i, uint32_t bias)
+{
+    const struct part fused[] = {
+        {.source = 0, .axis = 1, .start = 5 * i, .count = 5},
+        {.source = MANIFEST_NONE, .count = 10},
+        {.source = bias, .start = 5 * i, .count = 5},
+    };
+    const struct tensor_spec specs[] = {
+        {.name = "norm",
+         .dtype = RF_DTYPE_F32,
+         .ndim = 1,
+         .shape = {8},
+         .in_file = true,
+         .file = 0,
+         .file_offset = 232},
+        {.name = "wq",
+         .dtype = RF_DTYPE_BF16,
+         .ndim = 2,
+         .shape = {4, 8},
+         .global_shape = {8, 8},
+         .slice_start = {4 * i, 0}},
+        {.name = "head",
+         .dtype = RF_DTYPE_BF16,
+         .ndim = 2,
+         .shape = {16, 4},
+         .global_shape = {16, 8},
+         .slice_start = {0, 4 * i},
+         .alias_of = "embed"},
+        {.name = "embed",
+         .dtype = RF_DTYPE_BF16,
+         .ndim = 2,
+         .shape = {16, 4},
+         .global_shape = {16, 8},
+         .slice_start = {0, 4 * i}},
+        {.name = "empty", .dtype = RF_DTYPE_I64, .ndim = 2, .shape = {0, 5}},
+        {.name = "fused",
+         .dtype = RF_DTYPE_BF16,
+         .ndim = 2,
+         .shape = {6, 5},
+         .parts = fused,
+         .part_count = 3},
+        {.name = "wide bias",
+         .dtype = RF_DTYPE_F32,
+         .ndim = 1,
+         .shape = {5},
+         .global_shape = {10},
+         .slice_start = {5 * i},
+         .parts = &fused[2],
+         .part_count = 1},
+        {.name = "scale", .dtype = RF_DTYPE_F32},
+        {.name = "", .dtype = RF_DTYPE_U8},
+        {.name = "\xce\xb1.\xe9\x87\x8d", .dtype = RF_DTYPE_F4, .ndim = 1, .shape = {6}},
+    };
+
+    for (unsigned j = 0; j < sizeof specs / sizeof specs[0]; j++)
+        add_tensor(builder, &specs[j]);
+}
+
 struct manifest *manifest_of_everything(void)
 {
     static const struct rank_id ranks[] = {
@@ -137,61 +196,8 @@ struct manifest *manifest_of_everything(void)
     assert_int_equal(manifest_add_source(builder, &weight, NULL, NULL), RF_OK);
     uint32_t bias = add_source(builder, "bias", RF_DTYPE_BF16, 1, (uint64_t[]){10});
     for (uint64_t i = 0; i < 2; i++) {
-        const struct part fused[] = {
-            {.source = 0, .axis = 1, .start = 5 * i, .count = 5},
-            {.source = MANIFEST_NONE, .count = 10},
-            {.source = bias, .start = 5 * i, .count = 5},
-        };
-        const struct tensor_spec specs[] = {
-            {.name = "norm",
-             .dtype = RF_DTYPE_F32,
-             .ndim = 1,
-             .shape = {8},
-             .in_file = true,
-             .file = 0,
-             .file_offset = 232},
-            {.name = "wq",
-             .dtype = RF_DTYPE_BF16,
-             .ndim = 2,
-             .shape = {4, 8},
-             .global_shape = {8, 8},
-             .slice_start = {4 * i, 0}},
-            {.name = "head",
-             .dtype = RF_DTYPE_BF16,
-             .ndim = 2,
-             .shape = {16, 4},
-             .global_shape = {16, 8},
-             .slice_start = {0, 4 * i},
-             .alias_of = "embed"},
-            {.name = "embed",
-             .dtype = RF_DTYPE_BF16,
-             .ndim = 2,
-             .shape = {16, 4},
-             .global_shape = {16, 8},
-             .slice_start = {0, 4 * i}},
-            {.name = "empty", .dtype = RF_DTYPE_I64, .ndim = 2, .shape = {0, 5}},
-            {.name = "fused",
-             .dtype = RF_DTYPE_BF16,
-             .ndim = 2,
-             .shape = {6, 5},
-             .parts = fused,
-             .part_count = 3},
-            {.name = "wide bias",
-             .dtype = RF_DTYPE_F32,
-             .ndim = 1,
-             .shape = {5},
-             .global_shape = {10},
-             .slice_start = {5 * i},
-             .parts = &fused[2],
-             .part_count = 1},
-            {.name = "scale", .dtype = RF_DTYPE_F32},
-            {.name = "", .dtype = RF_DTYPE_U8},
-            {.name = "\xce\xb1.\xe9\x87\x8d", .dtype = RF_DTYPE_F4, .ndim = 1, .shape = {6}},
-        };
-
         add_rank(builder, &ranks[i]);
-        for (unsigned j = 0; j < sizeof specs / sizeof specs[0]; j++)
-            add_tensor(builder, &specs[j]);
+        add_every_tensor(builder, i, bias);
     }
     return built(builder);
 }

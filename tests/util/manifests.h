@@ -43,9 +43,9 @@ void assert_build_fails(struct manifest_builder *builder, const char *words);
 /* One rank of these tensors without files; the caller unrefs it. */
 struct manifest *manifest_of(const struct tensor_spec *specs, uint32_t count, uint32_t chunk_bytes);
 
-/* Has one of everything: a weight file and a side file, two sources, two ranks, slices, parts
- * (a slice, zeros, a conversion), an alias, a scalar, an empty tensor, names beyond ASCII and without
- * a character. */
+/* Has one of everything: a weight file and a side file, two sources, two ranks, slices, parts (a
+ * slice, zeros, a conversion), an alias, a scalar, an empty tensor, names beyond ASCII and
+ * without a character. */
 struct manifest *manifest_of_everything(void);
 
 /* Fails the running test unless both say the same. */

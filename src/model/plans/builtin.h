@@ -1,5 +1,5 @@
-/* Texts of the built-in plans: the format is in docs/sharding.md. What they say about SGLang is what the
- * model classes of its release 0.5.23 make. */
+/* Texts of the built-in plans: the format is in docs/sharding.md. What they say about SGLang is
+ * what the model classes of its release 0.5.23 make. */
 #ifndef MODEL_PLANS_BUILTIN_H
 #define MODEL_PLANS_BUILTIN_H
 

@@ -36,10 +36,10 @@ enum rf_code tcp_listen(const char *host, uint16_t port, int *ret_fd,
  * after silent_ms. */
 void tcp_tune(int fd, uint64_t silent_ms);
 
-/* Before a seed sends. BBR paces what it sends by timers, for the sake of long and lossy paths. Where
- * the peer is less than a millisecond away that protects nothing and doubles the time both sides spend
- * per byte (0.27 instead of 0.15 s/GB in all, 3.3 instead of 5.8 GB/s over loopback, on 2 cores), so
- * there it is replaced by CUBIC. Whatever else the system uses stays. */
+/* Before a seed sends. BBR paces what it sends by timers, for the sake of long and lossy paths.
+ * Where the peer is less than a millisecond away that protects nothing and doubles the time both
+ * sides spend per byte (0.27 instead of 0.15 s/GB in all, 3.3 instead of 5.8 GB/s over loopback,
+ * on 2 cores), so there it is replaced by CUBIC. Whatever else the system uses stays. */
 void tcp_tune_sender(int fd);
 
 #endif
