@@ -1,27 +1,22 @@
 /* `rfork inspect`: what a seed, folder or file holds. */
 #include "base/size.h"
 #include "cli/commands.h"
+#include "cli/inspect.h"
 #include "cli/jsonout.h"
-#include "cli/options.h"
 #include "cli/output.h"
-#include "cli/subject.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-struct inspect_command {
-    bool json;
-    bool tensors;
-    bool digest;
-    uint64_t timeout_ms;
-};
+enum { AT_SHARD = offsetof(struct inspect_command, shard) };
 
 static const struct option_spec inspect_options[] = {
     {.name = "tensors",
      .type = OPTION_FLAG,
      .offset = offsetof(struct inspect_command, tensors),
-     .help = "List every tensor: name, dtype, shape, bytes."},
+     .help = "List every tensor: name, dtype, shape, bytes; of a slice also where it lies in the "
+             "whole, and what it is made of."},
     {.name = "digest",
      .type = OPTION_FLAG,
      .offset = offsetof(struct inspect_command, digest),
@@ -38,6 +33,12 @@ static const struct option_spec inspect_options[] = {
      .env = "RFORK_TIMEOUT",
      .offset = offsetof(struct inspect_command, timeout_ms),
      .help = "How long to wait for a seed's answer."},
+    {.type = OPTION_HEADING, .help = "Ranks that serve would hold of a DIR"},
+    SHARD_ROW_TP(AT_SHARD),
+    SHARD_ROW_EP(AT_SHARD),
+    SHARD_ROW_RANKS(AT_SHARD),
+    SHARD_ROW_LAYOUT(AT_SHARD),
+    SHARD_ROW_PLAN(AT_SHARD),
 };
 
 static const struct command_spec inspect_spec = {
@@ -48,22 +49,16 @@ static const struct command_spec inspect_spec = {
     .summary = "say what a seed, folder or file holds",
     .text =
         "Says what model a seed, a folder or a .safetensors file holds: identity, ranks, tensors, "
-        "dtypes, files and root digest. Reads headers only, unless --digest is given.\n",
+        "dtypes, files and root digest. Reads headers only, unless --digest is given.\n"
+        "With --tp, --layout or --plan it says what a serve with these options would hold.\n",
     OPTION_ROWS(inspect_options),
     .examples = "  rfork inspect http://127.0.0.1:30000\n"
                 "  rfork inspect --tensors --json models/llama\n"
-                "  rfork inspect --digest model.safetensors\n",
-    .exits = "  0 done; 2 wrong command line; 3 no such file; 4 not a model;\n"
-             "  8 no seed answers; 9 a deadline passed\n",
-};
-
-struct inspect {
-    const struct inspect_command *command;
-    struct subject subject;
-    char root[HASH_TEXT_BYTES]; /* "" if not known */
-    char id[HASH_TEXT_BYTES];
-    struct subject_dtype dtypes[RF_DTYPE_COUNT];
-    uint64_t tensors;
+                "  rfork inspect --digest model.safetensors\n"
+                "  rfork inspect --tp 8 --layout sglang models/llama\n",
+    .exits = "  0 done; 2 wrong command line; 3 no such file; 4 not a model, or not what\n"
+             "  the plan says; 8 no seed answers; 9 a deadline passed; 13 no plan for this\n"
+             "  architecture\n",
 };
 
 /* ---- for people ---- */
@@ -108,23 +103,6 @@ static void print_dtypes(const struct inspect *inspect)
     printf("%s\n", inspect->tensors == 0 ? "none" : "");
 }
 
-static void print_ranks(const struct manifest *manifest)
-{
-    char name[64];
-    char bytes[SIZE_TEXT_BYTES];
-    char chunk[SIZE_TEXT_BYTES];
-
-    for (uint32_t i = 0; i < manifest->rank_count; i++) {
-        const struct manifest_rank *rank = &manifest->ranks[i];
-
-        printf("rank           %s: %" PRIu32 " tensors, %s, %" PRIu64 " chunk%s of %s\n",
-               rank_id_text(&rank->id, name), rank->tensor_count,
-               size_text(rank->stream_bytes, bytes), manifest_chunk_count(manifest, i),
-               manifest_chunk_count(manifest, i) == 1 ? "" : "s",
-               size_text(manifest->chunk_bytes, chunk));
-    }
-}
-
 static void print_files(const struct manifest *manifest)
 {
     char bytes[SIZE_TEXT_BYTES];
@@ -133,25 +111,6 @@ static void print_files(const struct manifest *manifest)
         printf("%-15s%s, %s\n",
                manifest->files[i].kind == FILE_WEIGHTS ? "weight file" : "side file",
                manifest->files[i].name, size_text(manifest->files[i].bytes, bytes));
-}
-
-static void print_tensors(const struct manifest *manifest)
-{
-    for (uint32_t r = 0; r < manifest->rank_count; r++) {
-        const struct manifest_rank *rank = &manifest->ranks[r];
-
-        for (uint32_t i = 0; i < rank->tensor_count; i++) {
-            const struct tensor *tensor = &rank->tensors[i];
-
-            printf("tensor         %s %s [", tensor->name, rf_dtype_name(tensor->dtype));
-            for (uint32_t d = 0; d < tensor->ndim; d++)
-                printf("%s%" PRIu64, d > 0 ? ", " : "", tensor->shape[d]);
-            printf("] %" PRIu64, tensor->bytes);
-            if (tensor->alias_of != MANIFEST_NONE)
-                printf(" = %s", rank->tensors[tensor->alias_of].name);
-            putchar('\n');
-        }
-    }
 }
 
 static void inspect_lines(const struct inspect *inspect)
@@ -172,7 +131,7 @@ static void inspect_lines(const struct inspect *inspect)
     printf("tensors        %" PRIu64 ", %s\n", inspect->tensors,
            size_text(manifest_total_bytes(manifest), bytes));
     print_dtypes(inspect);
-    print_ranks(manifest);
+    inspect_print_ranks(inspect);
     print_files(manifest);
     printf("manifest       %s\n", inspect->id);
     if (inspect->root[0] != '\0')
@@ -181,7 +140,7 @@ static void inspect_lines(const struct inspect *inspect)
         printf("root digest    not made yet: --digest %s\n",
                inspect->subject.client != NULL ? "waits for it" : "reads all bytes");
     if (inspect->command->tensors)
-        print_tensors(manifest);
+        inspect_print_tensors(manifest);
 }
 
 /* ---- for programs ---- */
@@ -242,6 +201,7 @@ static enum rf_code inspect_json(const struct inspect *inspect, struct rf_error 
     jsonout_u64(&out, "bytes", manifest_total_bytes(manifest));
     json_dtypes(inspect, &out);
     jsonout_u64(&out, "ranks", manifest->rank_count);
+    inspect_json_ranks(inspect, &out);
     jsonout_u64(&out, "files", manifest->file_count);
     jsonout_text(&out, "manifest_id", inspect->id);
     jsonout_text_or_null(&out, "root_digest", inspect->root);
@@ -277,19 +237,40 @@ static enum rf_code inspect_run(struct inspect *inspect, struct rf_error *err)
     return RF_OK;
 }
 
+/* What no single option can check; prints what is wrong. OPTIONS_GO_ON or an exit code. */
+static int inspect_check(const struct inspect_command *command, const char *text,
+                         struct shards *ret_shards)
+{
+    struct rf_error error;
+
+    if (subject_is_url(text) && shards_asked(&command->shard))
+        return output_usage("inspect", "inspect: --tp, --ep, --ranks, --layout and --plan are "
+                                       "about a folder: a seed has the ranks that it has");
+    if (shards_resolve(&command->shard, ret_shards, &error) == RF_OK)
+        return OPTIONS_GO_ON;
+    return error.code == RF_E_INVAL ? output_usage("inspect", "inspect: %s", error.text)
+                                    : output_error(&error);
+}
+
 int cmd_inspect(int argc, char **argv)
 {
     struct inspect_command command = {.json = false};
     struct inspect inspect = {.command = &command};
+    struct shards shards = {.given = false};
     struct rf_error error;
     unsigned operands;
     int exit_code = options_parse(&inspect_spec, argc, argv, &command, &operands);
 
+    if (exit_code == OPTIONS_GO_ON)
+        exit_code = inspect_check(&command, argv[1], &shards);
     if (exit_code != OPTIONS_GO_ON)
         return exit_code;
-    enum rf_code code = subject_open(argv[1], command.timeout_ms, NULL, &inspect.subject, &error);
+    enum rf_code code =
+        shards.given ? subject_open_shards(argv[1], &shards.load, &inspect.subject, &error)
+                     : subject_open(argv[1], command.timeout_ms, NULL, &inspect.subject, &error);
     if (code == RF_OK)
         code = inspect_run(&inspect, &error);
     subject_close(&inspect.subject);
+    shards_free(&shards);
     return output_end(code != RF_OK ? output_error(&error) : RF_OK);
 }

@@ -8,7 +8,10 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { AT_TRANSFER = offsetof(struct serve_command, transfer) };
+enum {
+    AT_TRANSFER = offsetof(struct serve_command, transfer),
+    AT_SHARD = offsetof(struct serve_command, shard),
+};
 
 static const struct option_spec serve_options[] = {
     {.type = OPTION_HEADING, .help = "Where the weights come from"},
@@ -79,6 +82,12 @@ static const struct option_spec serve_options[] = {
      .arg = "NAME",
      .offset = offsetof(struct serve_command, model_name),
      .help = "What the model is called. The folder's name if not given."},
+    {.type = OPTION_HEADING, .help = "Ranks"},
+    SHARD_ROW_TP(AT_SHARD),
+    SHARD_ROW_EP(AT_SHARD),
+    SHARD_ROW_RANKS(AT_SHARD),
+    SHARD_ROW_LAYOUT(AT_SHARD),
+    SHARD_ROW_PLAN(AT_SHARD),
     {.type = OPTION_HEADING, .help = "Forking from a seed"},
     TRANSFER_ROW_TRANSPORT(AT_TRANSFER),
     TRANSFER_ROW_CONNECTIONS(AT_TRANSFER),
@@ -144,17 +153,22 @@ static const struct command_spec serve_spec = {
         "Holds a model in memory and lets new instances take it from there. The model comes from "
         "disk (--model-path) or from another instance (--from); either way it can be forked "
         "the moment it is complete, when a line starting with \"rfork: ready\" is printed.\n"
+        "With --tp a checkpoint is cut into tensor-parallel ranks: slices in one piece are shown "
+        "where they are, others are put together while the files are read, and no byte is held "
+        "twice.\n"
         "SIGTERM or Ctrl-C: readers may finish, then it ends. A second one ends it at once.\n",
     OPTION_ROWS(serve_options),
     .examples = "  rfork serve --model-path models/all-MiniLM-L6-v2\n"
                 "  rfork serve --model-path models/llama --host 0.0.0.0 --mmap\n"
+                "  rfork serve --model-path models/llama --tp 8 --ranks 0-3 --layout sglang\n"
                 "  rfork serve --from http://10.0.0.5:30000 --port 30001\n"
                 "  rfork serve --load-format remote_instance \\\n"
                 "      --remote-instance-weight-loader-seed-instance-ip 10.0.0.5 \\\n"
                 "      --remote-instance-weight-loader-seed-instance-service-port 30000\n",
     .exits = "  0 ended by SIGTERM or Ctrl-C; 2 wrong command line; 3 port taken, no such\n"
-             "  file; 4 not a model; 8 the seed does not answer; 11 too little memory;\n"
-             "  12 interrupted before it was ready; 14 a file changed while it was served\n",
+             "  file; 4 not a model, or not what the plan says; 8 the seed does not answer;\n"
+             "  11 too little memory; 12 interrupted before it was ready; 13 no plan for this\n"
+             "  architecture; 14 a file changed while it was served\n",
 };
 
 /* ---- from the command line to a plan ---- */
@@ -202,6 +216,9 @@ static int serve_check_source(const struct serve_command *command)
                                      "URL to fork from a seed");
     if (command->mmap && command->model_path == NULL)
         return output_usage("serve", "serve: --mmap is about files: it needs --model-path");
+    if (command->from != NULL && shards_asked(&command->shard))
+        return output_usage("serve", "serve: --tp, --ep, --ranks, --layout and --plan are about "
+                                     "a checkpoint: they do not go with a seed");
     if (command->chunk_bytes % MANIFEST_LEAF_BYTES != 0)
         return output_usage("serve", "serve: --chunk-size: %" PRIu64 " is no multiple of 64KiB",
                             command->chunk_bytes);
@@ -210,9 +227,17 @@ static int serve_check_source(const struct serve_command *command)
 
 static int serve_check(struct serve_command *command)
 {
+    struct rf_error error;
     int exit_code = serve_find_seed(command);
 
-    return exit_code == OPTIONS_GO_ON ? serve_check_source(command) : exit_code;
+    if (exit_code == OPTIONS_GO_ON)
+        exit_code = serve_check_source(command);
+    if (exit_code != OPTIONS_GO_ON)
+        return exit_code;
+    if (shards_resolve(&command->shard, &command->shards, &error) == RF_OK)
+        return OPTIONS_GO_ON;
+    return error.code == RF_E_INVAL ? output_usage("serve", "serve: %s", error.text)
+                                    : output_error(&error);
 }
 
 /* ---- the command ---- */
@@ -225,5 +250,8 @@ int cmd_serve(int argc, char **argv)
 
     if (exit_code == OPTIONS_GO_ON)
         exit_code = serve_check(&command);
-    return exit_code == OPTIONS_GO_ON ? serve_run(&command) : exit_code;
+    if (exit_code == OPTIONS_GO_ON)
+        exit_code = serve_run(&command);
+    shards_free(&command.shards);
+    return exit_code;
 }

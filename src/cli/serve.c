@@ -144,6 +144,26 @@ static void one_word(const char *transport, char *out, size_t room)
              space != NULL ? "-copy" : "");
 }
 
+static void json_ranks(const struct manifest *manifest, struct jsonout *out)
+{
+    char name[64];
+
+    jsonout_open(out, "ranks", '[');
+    for (uint32_t i = 0; i < manifest->rank_count; i++)
+        jsonout_text(out, NULL, rank_id_text(&manifest->ranks[i].id, name));
+    jsonout_close(out, ']');
+    jsonout_text(out, "layout", manifest->layout);
+}
+
+/* What a checkpoint cost; of a fork nothing is known but that it holds its bytes. */
+static void parts_text(const struct serve_loaded *loaded, char *out, size_t room)
+{
+    out[0] = '\0';
+    if (loaded->from_files)
+        snprintf(out, room, " viewed=%" PRIu64 " made=%" PRIu64, loaded->viewed_bytes,
+                 loaded->made_bytes);
+}
+
 static enum rf_code say_ready(struct instance *instance, struct rf_error *err)
 {
     const struct manifest *manifest = seed_store(instance->seed)->manifest;
@@ -152,6 +172,8 @@ static enum rf_code say_ready(struct instance *instance, struct rf_error *err)
     struct jsonout out = {.comma = false};
     char transports[256];
     char word[sizeof(loaded->transport) + 8];
+    char ranks[128];
+    char parts[64];
     uint64_t tensors = 0;
 
     for (uint32_t i = 0; i < manifest->rank_count; i++)
@@ -159,10 +181,12 @@ static enum rf_code say_ready(struct instance *instance, struct rf_error *err)
     list_transports(instance, transports, sizeof(transports));
     if (!instance->command->json) {
         one_word(loaded->transport[0] != '\0' ? loaded->transport : "none", word, sizeof(word));
+        parts_text(loaded, parts, sizeof(parts));
         output_line("rfork: ready url=%s bytes=%" PRIu64 " tensors=%" PRIu64
-                    " seconds=%.3f source=%s transport=%s transports=%s",
-                    server_url(instance->server), manifest_total_bytes(manifest), tensors, seconds,
-                    loaded->source, word, transports);
+                    " ranks=%s layout=%.64s%s seconds=%.3f source=%s transport=%s transports=%s",
+                    server_url(instance->server), manifest_total_bytes(manifest), tensors,
+                    shards_ranks_text(manifest, ranks, sizeof(ranks)), manifest->layout, parts,
+                    seconds, loaded->source, word, transports);
         return RF_OK;
     }
     jsonout_open(&out, NULL, '{');
@@ -171,6 +195,11 @@ static enum rf_code say_ready(struct instance *instance, struct rf_error *err)
     jsonout_text(&out, "model", manifest->model);
     jsonout_u64(&out, "bytes", manifest_total_bytes(manifest));
     jsonout_u64(&out, "tensors", tensors);
+    json_ranks(manifest, &out);
+    if (loaded->from_files) {
+        jsonout_u64(&out, "viewed_bytes", loaded->viewed_bytes);
+        jsonout_u64(&out, "made_bytes", loaded->made_bytes);
+    }
     jsonout_double(&out, "seconds", seconds);
     jsonout_text(&out, "source", loaded->source);
     jsonout_text_or_null(&out, "transport", loaded->transport);

@@ -3,6 +3,7 @@
 #ifndef CLI_SERVE_H
 #define CLI_SERVE_H
 
+#include "cli/shards.h"
 #include "cli/transfer.h"
 
 #include <stdatomic.h>
@@ -22,6 +23,8 @@ struct serve_command {
     uint64_t chunk_bytes;
     const char *digest;
     const char *model_name;
+    struct shard_options shard;
+    struct shards shards;
     struct transfer_options transfer;
     const char *host;
     uint64_t port;
@@ -36,6 +39,9 @@ struct serve_command {
 struct serve_loaded {
     struct store *store; /* the caller's */
     const char *source;  /* "disk", "page-cache", or the seed's URL; borrowed */
+    bool from_files;
+    uint64_t viewed_bytes; /* of files; see struct load_needs */
+    uint64_t made_bytes;
     char transport[TRANSPORT_NAME_BYTES + 8]; /* of a fork; "" else */
     char reason[REMOTE_REASON_BYTES];
     bool verified;

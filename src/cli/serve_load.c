@@ -14,25 +14,36 @@
 /* ---- from disk ---- */
 
 static void say_needs(const struct serve_command *command, const struct load_needs *needs,
-                      const struct model_folder *folder, const char *model)
+                      const struct model_folder *folder, const struct manifest *manifest,
+                      const char *model)
 {
     char tensors[SIZE_TEXT_BYTES];
+    char viewed[SIZE_TEXT_BYTES];
+    char made[SIZE_TEXT_BYTES];
+    char ranks[64];
+    char parts[256] = "";
     char memory[SIZE_TEXT_BYTES];
     char available[SIZE_TEXT_BYTES];
 
     size_text(needs->tensor_bytes, tensors);
     size_text(needs->memory_bytes, memory);
     size_text(needs->available_bytes, available);
+    size_text(needs->viewed_bytes, viewed);
+    size_text(needs->made_bytes, made);
+    if (command->shards.given)
+        snprintf(parts, sizeof(parts), " of ranks %s, %s shown where it is, %s made;",
+                 shards_ranks_text(manifest, ranks, sizeof(ranks)), viewed, made);
     if (command->mmap)
-        output_note("%.200s: %s in %" PRIu32 " tensors, %" PRIu32 " file%s; serving from the page "
-                    "cache, taking %s of memory for headers and side files",
+        output_note("%.200s: %s in %" PRIu64 " tensors, %" PRIu32 " file%s;%s serving from the "
+                    "page cache, taking %s of memory for %sheaders and side files",
                     model, tensors, needs->tensor_count, folder->weights_count,
-                    folder->weights_count == 1 ? "" : "s", memory);
+                    folder->weights_count == 1 ? "" : "s", parts, memory,
+                    needs->made_bytes > 0 ? "what is made, " : "");
     else
-        output_note("%.200s: %s in %" PRIu32 " tensors, %" PRIu32 " file%s; taking %s of shared "
+        output_note("%.200s: %s in %" PRIu64 " tensors, %" PRIu32 " file%s;%s taking %s of shared "
                     "memory, %s available",
                     model, tensors, needs->tensor_count, folder->weights_count,
-                    folder->weights_count == 1 ? "" : "s", memory, available);
+                    folder->weights_count == 1 ? "" : "s", parts, memory, available);
 }
 
 /* The name that the manifest will have, known before there is one. */
@@ -50,10 +61,11 @@ static void model_name(const struct serve_command *command, char *out, size_t ro
         snprintf(out, room, "%s", command->model_name);
 }
 
-static enum rf_code load_files(const struct serve_command *command, struct serve_loaded *loaded,
-                               struct rf_error *err)
+static enum rf_code load_folder_open(const struct serve_command *command,
+                                     const struct model_folder *folder, struct serve_loaded *loaded,
+                                     struct rf_error *err)
 {
-    struct model_folder folder;
+    struct load *load = NULL;
     struct load_needs needs;
     struct load_options options = {
         .memory = command->mmap ? LOAD_FILES : LOAD_MEMFD,
@@ -61,22 +73,39 @@ static enum rf_code load_files(const struct serve_command *command, struct serve
         .threads = (unsigned)command->threads,
         .chunk_bytes = (uint32_t)command->chunk_bytes,
         .model_name = command->model_name,
+        .shards = command->shards.given ? &command->shards.load : NULL,
         .progress = progress_add,
     };
     enum rf_code code = hash_parse(command->digest, &options.algorithm, err);
 
     if (code == RF_OK)
-        code = model_folder_open(command->model_path, &folder, err);
+        code = load_open(folder, &options, &load, err);
     if (code != RF_OK)
         return code;
-    load_needs(&folder, &options, &needs);
+    load_needs(load, &needs);
     model_name(command, loaded->model, sizeof(loaded->model));
-    say_needs(command, &needs, &folder, loaded->model);
-    progress_begin(loaded->model, folder.weights_bytes);
-    code = load_folder(&folder, &options, &loaded->store, err);
+    say_needs(command, &needs, folder, load_manifest(load), loaded->model);
+    progress_begin(loaded->model, needs.load_bytes);
+    code = load_run(load, &loaded->store, err);
     progress_end();
-    model_folder_close(&folder);
+    load_close(load);
     loaded->source = command->mmap ? "page-cache" : "disk";
+    loaded->from_files = true;
+    loaded->viewed_bytes = needs.viewed_bytes;
+    loaded->made_bytes = needs.made_bytes;
+    return code;
+}
+
+static enum rf_code load_files(const struct serve_command *command, struct serve_loaded *loaded,
+                               struct rf_error *err)
+{
+    struct model_folder folder;
+    enum rf_code code = model_folder_open(command->model_path, &folder, err);
+
+    if (code != RF_OK)
+        return code;
+    code = load_folder_open(command, &folder, loaded, err);
+    model_folder_close(&folder);
     return code;
 }
 

@@ -5,9 +5,9 @@
 #include "base/thread.h"
 #include "cli/progress.h"
 #include "cli/signals.h"
-#include "seed/load.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -84,8 +84,39 @@ enum rf_code subject_open(const char *text, uint64_t timeout_ms, const struct ma
     return subject_open_as(text, timeout_ms, algorithm, chunk_bytes, ret_subject, err);
 }
 
+enum rf_code subject_open_shards(const char *path, const struct load_shards *shards,
+                                 struct subject *ret_subject, struct rf_error *err)
+{
+    const struct load_options options = {.memory = LOAD_FILES, .shards = shards};
+    struct model_folder *folder = calloc(1, sizeof(*folder));
+
+    *ret_subject = (struct subject){.text = path};
+    if (folder == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for %s", path);
+    enum rf_code code = model_folder_open(path, folder, err);
+    if (code != RF_OK) {
+        free(folder);
+        return code;
+    }
+    ret_subject->folder = folder;
+    code = load_open(folder, &options, &ret_subject->load, err);
+    if (code == RF_OK)
+        ret_subject->manifest = manifest_ref(load_manifest(ret_subject->load));
+    return code;
+}
+
+/* Makes sure that there is a store. */
+static enum rf_code subject_fill(struct subject *subject, struct rf_error *err)
+{
+    return subject->store != NULL ? RF_OK : load_run(subject->load, &subject->store, err);
+}
+
 void subject_close(struct subject *subject)
 {
+    load_close(subject->load);
+    if (subject->folder != NULL)
+        model_folder_close(subject->folder);
+    free(subject->folder);
     client_destroy(subject->client);
     instance_info_free(&subject->info);
     store_destroy(subject->store);
@@ -150,8 +181,10 @@ static enum rf_code seed_root(struct subject *subject, uint8_t ret_root[HASH_MAX
 static enum rf_code folder_root(struct subject *subject, uint8_t ret_root[HASH_MAX_BYTES],
                                 struct rf_error *err)
 {
-    enum rf_code code = store_digest(subject->store, thread_cpus(), signals_flag(), err);
+    enum rf_code code = subject_fill(subject, err);
 
+    if (code == RF_OK)
+        code = store_digest(subject->store, thread_cpus(), signals_flag(), err);
     /* What was read is one model only if nobody wrote to it meanwhile. */
     if (code == RF_OK)
         code = store_check(subject->store, err);
@@ -195,16 +228,17 @@ static enum rf_code folder_tensors(struct subject *subject, uint32_t rank,
 {
     const struct manifest *manifest = subject->manifest;
     uint64_t count = manifest->ranks[rank].tensor_count;
-    struct tensor_job job = {
-        .store = subject->store,
-        .rank = rank,
-        .table = digest_table_create(manifest->algorithm, count),
-    };
+    struct tensor_job job = {.rank = rank};
+    enum rf_code code = subject_fill(subject, err);
 
+    if (code != RF_OK)
+        return code;
+    job.store = subject->store;
+    job.table = digest_table_create(manifest->algorithm, count);
     if (job.table == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu64 " digests", count);
     progress_begin(subject->text, manifest->ranks[rank].stream_bytes);
-    enum rf_code code = thread_parallel(thread_cpus(), count, tensor_item, &job, err);
+    code = thread_parallel(thread_cpus(), count, tensor_item, &job, err);
     progress_end();
     if (code == RF_OK)
         code = store_check(subject->store, err);

@@ -6,6 +6,7 @@
 
 #include "control/client.h"
 #include "format/model_folder.h"
+#include "seed/load.h"
 
 struct subject {
     const char *text; /* as on the command line; borrowed */
@@ -14,8 +15,12 @@ struct subject {
     /* of a seed */
     struct client *client; /* NULL: it is a folder or file */
     struct instance_info info;
-    /* of a folder or file: over the files themselves, nothing is held in memory */
+    /* of a folder or file: over the files themselves, nothing is held in memory but what ranks are
+     * made of */
     struct store *store;
+    /* of one that is cut into ranks: loaded when its bytes are asked for */
+    struct model_folder *folder;
+    struct load *load;
 };
 
 /* "http://...", or HOST:PORT where there is no such file. */
@@ -30,6 +35,10 @@ enum rf_code subject_open(const char *text, uint64_t timeout_ms, const struct ma
 enum rf_code subject_open_as(const char *text, uint64_t timeout_ms, enum hash_algorithm algorithm,
                              uint32_t chunk_bytes, struct subject *ret_subject,
                              struct rf_error *err);
+/* A folder cut into ranks, with the defaults. No weights are read before their bytes are asked for.
+ * shards is borrowed until subject_close(). */
+enum rf_code subject_open_shards(const char *path, const struct load_shards *shards,
+                                 struct subject *ret_subject, struct rf_error *err);
 void subject_close(struct subject *subject);
 
 /* Model root: reads every byte of a folder; of a seed fetches the chunk digests, waiting while
