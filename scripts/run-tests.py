@@ -176,7 +176,8 @@ def prepare_peers(totals):
         return True
     headline("installing the software to test against into build/venv-peers")
     shutil.rmtree(venv, ignore_errors=True)
-    pip = [str(venv / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-q"]
+    pip = [str(venv / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-q",
+           "--no-compile"]  # most of it is never imported
     commands = [["python3", "-m", "venv", str(venv)]]
     for path in wanted:
         commands.append([*pip, *(["--no-deps"] if "no-deps" in path.name else []), "-r", str(path)])
