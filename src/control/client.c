@@ -212,6 +212,8 @@ static void set_options(struct client *client, struct exchange *exchange, const 
     client->curl_error[0] = '\0';
     curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, client->curl_error);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+    /* A name server that does not answer must not hold us beyond the deadline. */
+    curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
     curl_easy_setopt(easy, CURLOPT_URL, url);
     curl_easy_setopt(easy, CURLOPT_PATH_AS_IS, 1L);
     curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http");

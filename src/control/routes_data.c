@@ -63,7 +63,7 @@ static void reply_no_file(struct request *request, struct reply *reply,
 void route_file(struct request *request, struct reply *reply)
 {
     const char *name = name_after(request, "/v1/files/");
-    struct store *store = route_store_for_bytes(request, reply);
+    struct store *store = route_store_for_bytes(request, reply, true);
     char text[HASH_TEXT_BYTES];
     char etag[HASH_TEXT_BYTES + 2];
     uint32_t index = 0;
@@ -138,7 +138,7 @@ static void tensor_headers(struct reply *reply, const struct tensor *tensor)
 void route_tensor(struct request *request, struct reply *reply)
 {
     const char *name = name_after(request, "/v1/tensors/");
-    struct store *store = route_store_for_bytes(request, reply);
+    struct store *store = route_store_for_bytes(request, reply, false);
     struct rf_error err = {.code = RF_OK};
     uint32_t index = 0;
 
@@ -171,7 +171,7 @@ void route_rank(struct request *request, struct reply *reply)
 {
     static const char ending[] = ".safetensors";
     const char *name = name_after(request, "/v1/ranks/");
-    struct store *store = route_store_for_bytes(request, reply);
+    struct store *store = route_store_for_bytes(request, reply, false);
     struct rf_error err = {.code = RF_OK};
     uint64_t index = 0;
     uint64_t bytes = 0;

@@ -39,14 +39,15 @@ struct store *route_store(struct request *request, struct reply *reply)
     return store;
 }
 
-struct store *route_store_for_bytes(struct request *request, struct reply *reply)
+struct store *route_store_for_bytes(struct request *request, struct reply *reply,
+                                    bool while_draining)
 {
     struct rf_error err = {.code = RF_OK};
     struct store *store = route_store(request, reply);
 
     if (store == NULL)
         return NULL;
-    if (seed_state(request->server->seed, NULL) == SEED_DRAINING) {
+    if (!while_draining && seed_state(request->server->seed, NULL) == SEED_DRAINING) {
         reply_status(request, reply, MHD_HTTP_SERVICE_UNAVAILABLE, RF_E_UNREACHABLE,
                      "draining: the seed is about to stop: ask another");
         return NULL;

@@ -167,10 +167,11 @@ static void health_follows_the_state(void **state)
     expect_error("GET /v1/tensors/big?rank=0 HTTP/1.1\r\n", 503, "RF_E_UNREACHABLE", "draining");
     expect_error("POST /v1/lease HTTP/1.1\r\n", 503, "RF_E_UNREACHABLE", "draining");
     {
-        /* Forks under way still verify what they have. */
+        /* Forks under way still verify what they have, and fetch the files. */
         struct web_answer answer WEB_ANSWER_AUTO;
         web_get(web.port, "/v1/digests?rank=0", &answer);
         assert_int_equal(answer.status, 200);
+        expect_bytes("/v1/files/empty.txt", "", 0);
     }
     seed_fail(web.seed, RF_E_CHANGED, "a file is not what it was");
     {
