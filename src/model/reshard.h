@@ -6,7 +6,7 @@
 #include "model/manifest.h"
 #include "wire/chunk.h"
 
-enum { RESHARD_MAX_SEEDS = 4096, RESHARD_MAX_MOVES = 1 << 24 };
+enum { RESHARD_MAX_SEEDS = 4096, RESHARD_MAX_MOVES = 1 << 26 };
 
 /* Somebody's rank that can be read. */
 struct reshard_holder {
@@ -19,7 +19,8 @@ struct reshard_holder {
  * holder's stream; its i-th piece goes to write_offset + i * write_stride of the wanted rank's
  * stream. write_stride is at least a piece's bytes there; 0 when read.count is 1.
  * When from and to differ, every element is converted on arrival (convert_elements()), and a piece
- * has convert_bytes(from, read.bytes, to) bytes there. A move may be larger than one READ may be. */
+ * has convert_bytes(from, read.bytes, to) bytes there. When they are equal, bytes are copied as they
+ * are, of tensors of whatever dtypes. A move may be larger than one READ may be. */
 struct reshard_move {
     struct stream_range read;
     uint64_t write_offset;

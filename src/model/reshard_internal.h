@@ -1,0 +1,159 @@
+/* What the files of reshard share. */
+#ifndef MODEL_RESHARD_INTERNAL_H
+#define MODEL_RESHARD_INTERNAL_H
+
+#include "base/strmap.h"
+#include "model/manifest_internal.h"
+#include "model/reshard.h"
+
+#include <stdatomic.h>
+
+enum {
+    RS_MAX_SAME = 16,         /* pieces of one source in one holder's rank */
+    RS_MAX_ENTRIES = 1 << 27, /* of the index: holders times sources */
+    RS_MAX_LOOKS = 1 << 28,   /* at pieces, for one wanted rank */
+    RS_MAX_ROWS = 1 << 20,    /* moves for one piece cut along two axes */
+    RS_SHOWN_NAME = 120,
+};
+
+/* A tensor of the checkpoint, as the wanted side counts them. */
+struct rs_source {
+    const char *name;
+    uint32_t name_bytes;
+    enum rf_dtype dtype;
+    uint32_t ndim;
+    const uint64_t *shape;
+    uint64_t bytes;
+};
+
+/* Where a holder has a source: a part of a tensor, or a whole one. */
+struct rs_ref {
+    uint32_t tensor; /* MANIFEST_NONE: nowhere */
+    uint32_t part;   /* RS_WHOLE_TENSOR: it has no parts */
+};
+
+#define RS_WHOLE_TENSOR UINT32_MAX
+
+/* A second and further place of the same source. */
+struct rs_extra {
+    uint32_t source;
+    struct rs_ref ref;
+};
+
+struct rs_holder {
+    const struct manifest *manifest;
+    const struct manifest_rank *rank;
+    const uint32_t *map;     /* the seed's sources as the wanted side counts them */
+    struct rs_ref *first;    /* [source_count] */
+    struct rs_extra *extras; /* by source */
+    uint32_t extra_count;
+    uint32_t extra_room;
+};
+
+/* What a ref leads to. Elements [start, start + count) along the axis; `whole`: all, along any. */
+struct rs_piece {
+    uint32_t holder;
+    uint32_t axis;
+    uint64_t start;
+    uint64_t count;
+    bool whole;
+    enum rf_dtype dtype;
+    uint64_t at; /* of its first byte in the holder's stream */
+};
+
+/* A slice that a wanted rank needs. */
+struct rs_need {
+    uint32_t source;
+    uint32_t tensor; /* of the wanted rank */
+    uint32_t axis;
+    uint64_t start;
+    uint64_t count;
+    bool whole;
+    enum rf_dtype dtype;
+    uint64_t at; /* in the wanted rank's stream */
+};
+
+struct rs_list {
+    struct reshard_move *moves;
+    uint64_t count;
+    uint64_t room;
+    uint64_t read_bytes;
+    uint32_t holder;
+    uint32_t tensor; /* of the wanted rank: what the last move is of */
+};
+
+/* One wanted rank while it is planned. */
+struct rs_rank {
+    uint32_t index;
+    struct rs_list *lists;
+    uint32_t list_count;
+    uint32_t list_room;
+    uint32_t *slot;         /* [holder_count] of each holder in lists, plus 1; 0: none */
+    struct rs_need *shared; /* that several holders have */
+    uint32_t shared_count;
+    uint32_t shared_room;
+    struct reshard_fill *fills;
+    uint32_t fill_count;
+    uint32_t fill_room;
+    uint64_t fill_bytes;
+    uint32_t tensor; /* that is being planned */
+    uint32_t hint;   /* the holder that had what was needed last */
+    uint32_t base;   /* and the first one of those that had the last need */
+    uint64_t looks;  /* at pieces so far */
+    bool sharing;    /* what is added counts for the choice between holders at once */
+    bool same;       /* holders have this very rank: a whole stream is read from one of them */
+};
+
+struct rs {
+    const struct manifest *const *seeds;
+    uint32_t seed_count;
+    const struct manifest *wanted;
+    struct rs_source *sources;
+    uint32_t source_count;
+    struct strmap *names; /* of sources */
+    uint32_t **maps;      /* [seed_count], or NULL where a seed has no sources */
+    struct rs_holder *holders;
+    uint32_t holder_count;
+    _Atomic uint64_t *held; /* [source_count] bytes of it that all holders have together */
+    struct rs_rank *ranks;  /* [wanted->rank_count] */
+    atomic_uint_least64_t move_count;
+    struct reshard *plan;
+};
+
+/* Whether a tensor without parts is a source itself. */
+bool rs_whole_tensors(const struct manifest *manifest);
+
+/* Fills sources, names, maps: what is what on both sides. RF_E_MISMATCH. */
+enum rf_code rs_sources(struct rs *rs, struct rf_error *err);
+/* Fills a holder's first and extras; adds to held. */
+enum rf_code rs_index(struct rs *rs, uint32_t holder, struct rf_error *err);
+
+/* Where holder h has the source: RS_MAX_SAME pieces at most. Returns how many. */
+unsigned rs_pieces(const struct rs *rs, uint32_t holder, uint32_t source,
+                   struct rs_piece out[RS_MAX_SAME]);
+
+/* Adds the moves that bring elements [from, to) along the piece's axis (all, if it is whole) to where
+ * the need wants them. */
+enum rf_code rs_emit(struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
+                     const struct rs_piece *piece, uint64_t from, uint64_t to,
+                     struct rf_error *err);
+/* Makes one move of two, when the second goes on where the first ends on both sides; with rows, also when
+ * it goes on at the same distance. false: it does not. */
+bool rs_move_join(struct reshard_move *last, const struct reshard_move *next, bool rows);
+enum rf_code rs_move_add(struct rs *rs, struct rs_rank *rank, uint32_t holder,
+                         const struct reshard_move *move, struct rf_error *err);
+
+/* Plans what only one holder has, and puts off the rest. */
+enum rf_code rs_rank_plan(struct rs *rs, struct rs_rank *rank, struct rf_error *err);
+/* Plans the rest: of several holders the one from which least is read. */
+enum rf_code rs_rank_share(struct rs *rs, struct rs_rank *rank, struct rf_error *err);
+/* Sorts, merges, and hands over to the plan. */
+enum rf_code rs_rank_finish(struct rs *rs, struct rs_rank *rank, struct rf_error *err);
+
+/* Elements of a source along an axis; one without dimensions has one. */
+static inline uint64_t rs_length(const struct rs_source *source, uint32_t axis)
+{
+    return source->ndim > 0 ? source->shape[axis] : 1;
+}
+
+#endif

@@ -1,0 +1,449 @@
+/* One wanted rank: what it needs, and from whom. */
+#include "model/compare.h"
+#include "model/reshard_internal.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- looking for holders ---- */
+
+/* Whether a piece is of use for a need: has position `at` along `axis`, or all. */
+static bool piece_has(const struct rs_piece *piece, uint32_t axis, uint64_t at)
+{
+    return piece->whole ||
+           (piece->axis == axis && piece->start <= at && at - piece->start < piece->count);
+}
+
+/* The first position of a need that a piece cut like this could have. */
+static uint64_t need_begin(const struct rs_need *need, const struct rs_piece *piece)
+{
+    return piece->axis == need->axis && !need->whole ? need->start : 0;
+}
+
+/* Where along which axis the next byte is looked for. Unknown at first: as the first holder is cut. */
+struct search {
+    bool known;
+    uint32_t axis;
+    uint64_t at;
+};
+
+static bool holder_look(const struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
+                        const struct search *search, uint32_t holder, struct rs_piece *ret_piece)
+{
+    struct rs_piece pieces[RS_MAX_SAME];
+    unsigned count = rs_pieces(rs, holder, need->source, pieces);
+
+    rank->looks += 1 + count;
+    for (unsigned i = 0; i < count; i++) {
+        const struct rs_piece *piece = &pieces[i];
+        bool has = search->known ? piece_has(piece, search->axis, search->at)
+                                 : piece_has(piece, piece->axis, need_begin(need, piece));
+        if (has) {
+            *ret_piece = *piece;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whoever has it. What a rank needs comes from the same few holders again and again, in their order. */
+static bool find_any(const struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
+                     const struct search *search, struct rs_piece *ret_piece)
+{
+    uint32_t guesses[] = {rank->hint, rank->hint + 1, rank->base};
+
+    if (!search->known)
+        guesses[1] = rank->base;
+    for (unsigned i = 0; i < sizeof guesses / sizeof guesses[0]; i++) {
+        if (guesses[i] < rs->holder_count &&
+            holder_look(rs, rank, need, search, guesses[i], ret_piece))
+            return true;
+    }
+    for (uint32_t h = 0; h < rs->holder_count; h++) {
+        if (holder_look(rs, rank, need, search, h, ret_piece))
+            return true;
+    }
+    return false;
+}
+
+/* Of those that have it, the one from which least is read. */
+static bool find_idle(const struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
+                      const struct search *search, struct rs_piece *ret_piece)
+{
+    bool found = false;
+
+    for (uint32_t h = 0; h < rs->holder_count; h++) {
+        struct rs_piece piece;
+
+        if ((!found ||
+             rs->plan->holders[h].read_bytes < rs->plan->holders[ret_piece->holder].read_bytes) &&
+            holder_look(rs, rank, need, search, h, &piece)) {
+            *ret_piece = piece;
+            found = true;
+        }
+    }
+    return found;
+}
+
+/* ---- covering a need ---- */
+
+/* Ranks cut evenly: which of them would have this position. */
+static void missing_rank_text(const struct rs *rs, const struct rs_need *need,
+                              const struct search *search, char out[64])
+{
+    for (uint32_t h = 0; h < rs->holder_count; h++) {
+        struct rs_piece pieces[RS_MAX_SAME];
+        const struct rank_id *id = &rs->holders[h].rank->id;
+        unsigned count = rs_pieces(rs, h, need->source, pieces);
+
+        for (unsigned i = 0; i < count; i++) {
+            const struct rs_piece *piece = &pieces[i];
+            uint64_t n = rs_length(&rs->sources[need->source], piece->axis);
+            uint64_t at = search->known ? search->at : need_begin(need, piece);
+            struct rank_id missing = *id;
+
+            /* The last ranks may have less of it, or padding only. */
+            if (piece->whole || n / piece->count + (n % piece->count != 0) != id->tp_size ||
+                (search->known && piece->axis != search->axis))
+                continue;
+            missing.tp = (uint32_t)(at / piece->count);
+            rank_id_text(&missing, out);
+            return;
+        }
+    }
+    snprintf(out, 64, "none of those that are known");
+}
+
+static enum rf_code missing_fail(const struct rs *rs, const struct rs_rank *rank,
+                                 const struct rs_need *need, const struct search *search,
+                                 struct rf_error *err)
+{
+    const struct manifest_rank *wanted = &rs->wanted->ranks[rank->index];
+    const struct rs_source *source = &rs->sources[need->source];
+    uint32_t axis = search->known ? search->axis : need->axis;
+    uint64_t at = search->known ? search->at : need->start;
+    char text[64];
+    char other[64];
+
+    missing_rank_text(rs, need, search, other);
+    return rf_fail(err, RF_E_MISMATCH,
+                   "rank %s: tensor %.*s needs elements %" PRIu64 " to %" PRIu64 " of axis %" PRIu32
+                   " of %.*s; no seed has element %" PRIu64 " of axis %" PRIu32 ", of the %" PRIu32
+                   " ranks that are there; it would be in %s",
+                   rank_id_text(&wanted->id, text), RS_SHOWN_NAME,
+                   wanted->tensors[need->tensor].name, need->start, need->start + need->count - 1,
+                   need->axis, RS_SHOWN_NAME, source->name, at, axis, rs->holder_count, other);
+}
+
+/* Whether what a piece holds can become what the need wants. */
+static enum rf_code dtype_check(const struct rs *rs, const struct rs_need *need,
+                                const struct rs_piece *piece, struct rf_error *err)
+{
+    enum rf_dtype own = rs->sources[need->source].dtype;
+
+    /* Each is the source's dtype, or widened from it: back and forth nothing is lost. */
+    if ((piece->dtype == own || need->dtype == own) || piece->dtype == need->dtype)
+        return RF_OK;
+    return rf_fail(err, RF_E_MISMATCH, "tensor %.*s of the checkpoint: %s at the seed, %s wanted",
+                   RS_SHOWN_NAME, rs->sources[need->source].name, rf_dtype_name(piece->dtype),
+                   rf_dtype_name(need->dtype));
+}
+
+typedef bool (*find_fn)(const struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
+                        const struct search *search, struct rs_piece *ret_piece);
+
+/* One holder's share of a need, from search->at on; *ret_end: where along the axis it ends, and *ret_all
+ * where the need does. */
+static enum rf_code share_take(struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
+                               struct search *search, const struct rs_piece *piece,
+                               uint64_t *ret_all, struct rf_error *err)
+{
+    const struct rs_source *source = &rs->sources[need->source];
+    bool along = piece->whole || piece->axis == need->axis;
+
+    if (!search->known) {
+        search->known = true;
+        search->axis = piece->whole ? need->axis : piece->axis;
+        search->at = along && !need->whole ? need->start : 0;
+    }
+    bool own = search->axis == need->axis && !need->whole;
+    uint64_t end = own ? need->start + need->count : rs_length(source, search->axis);
+    *ret_all = end;
+    /* A whole piece is cut along whatever axis the others are. */
+    struct rs_piece as = *piece;
+    if (piece->whole) {
+        as.whole = false;
+        as.axis = search->axis;
+        as.start = 0;
+        as.count = rs_length(source, search->axis);
+    }
+    if (as.start + as.count < end)
+        end = as.start + as.count;
+    uint64_t from = search->at;
+    search->at = end;
+    rank->hint = piece->holder;
+    enum rf_code code = dtype_check(rs, need, piece, err);
+    return code == RF_OK ? rs_emit(rs, rank, need, &as, from, end, err) : code;
+}
+
+static enum rf_code cover(struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
+                          find_fn find, struct rf_error *err)
+{
+    struct search search = {.known = false};
+    uint64_t end = 0;
+    enum rf_code code = RF_OK;
+    bool first = true;
+
+    rank->tensor = need->tensor;
+    do {
+        struct rs_piece piece;
+
+        if (rank->looks > RS_MAX_LOOKS)
+            return rf_fail(
+                err, RF_E_UNSUPPORTED,
+                "tensor %.*s of the checkpoint: too many ranks have it in too many pieces",
+                RS_SHOWN_NAME, rs->sources[need->source].name);
+        if (!find(rs, rank, need, &search, &piece))
+            return missing_fail(rs, rank, need, &search, err);
+        if (first)
+            rank->base = piece.holder;
+        first = false;
+        code = share_take(rs, rank, need, &search, &piece, &end, err);
+    } while (code == RF_OK && search.at < end);
+    return code;
+}
+
+/* ---- what is needed ---- */
+
+static enum rf_code share_later(struct rs_rank *rank, const struct rs_need *need,
+                                struct rf_error *err)
+{
+    if (rank->shared_count == rank->shared_room) {
+        uint32_t wanted = rank->shared_room == 0 ? 64 : rank->shared_room * 2;
+        struct rs_need *grown = reallocarray(rank->shared, wanted, sizeof *grown);
+
+        if (grown == NULL)
+            return rf_fail(err, RF_E_NOMEM, "no memory for what several holders have");
+        rank->shared = grown;
+        rank->shared_room = wanted;
+    }
+    rank->shared[rank->shared_count++] = *need;
+    return RF_OK;
+}
+
+static enum rf_code fill_add(struct rs_rank *rank, uint64_t offset, const struct part *constant,
+                             struct rf_error *err)
+{
+    if (rank->fill_count == rank->fill_room) {
+        uint32_t wanted = rank->fill_room == 0 ? 16 : rank->fill_room * 2;
+        struct reshard_fill *grown = reallocarray(rank->fills, wanted, sizeof *grown);
+
+        if (grown == NULL)
+            return rf_fail(err, RF_E_NOMEM, "no memory for what is filled");
+        rank->fills = grown;
+        rank->fill_room = wanted;
+    }
+    rank->fills[rank->fill_count++] = (struct reshard_fill){offset, constant};
+    rank->fill_bytes += constant->bytes;
+    return RF_OK;
+}
+
+/* Several have it when together they have more of it than there is. */
+static enum rf_code need_plan(struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
+                              struct rf_error *err)
+{
+    uint64_t held = atomic_load_explicit(&rs->held[need->source], memory_order_relaxed);
+
+    if (held > rs->sources[need->source].bytes && rs->holder_count > 1)
+        return share_later(rank, need, err);
+    return cover(rs, rank, need, find_any, err);
+}
+
+static enum rf_code tensor_opaque(const struct rs *rs, const struct rs_rank *rank,
+                                  const struct tensor *tensor, struct rf_error *err)
+{
+    char text[64];
+
+    return rf_fail(err, RF_E_MISMATCH,
+                   "rank %s: tensor %.*s: nothing says of what it is made, and no seed has a rank "
+                   "that is equal to this one",
+                   rank_id_text(&rs->wanted->ranks[rank->index].id, text), RS_SHOWN_NAME,
+                   tensor->name);
+}
+
+static enum rf_code tensor_plan(struct rs *rs, struct rs_rank *rank, uint32_t index,
+                                struct rf_error *err)
+{
+    const struct tensor *tensor = &rs->wanted->ranks[rank->index].tensors[index];
+    struct rs_need need = {.tensor = index, .dtype = tensor->dtype};
+    enum rf_code code = RF_OK;
+
+    for (uint32_t i = 0; i < tensor->part_count && code == RF_OK; i++) {
+        const struct part *part = &tensor->parts[i];
+
+        need.at = tensor->stream_offset + part->offset;
+        if (part->bytes == 0)
+            continue;
+        if (part->source == MANIFEST_NONE) {
+            code = fill_add(rank, need.at, part, err);
+            continue;
+        }
+        need.source = part->source;
+        need.axis = part->axis;
+        need.start = part->start;
+        need.count = part->count;
+        need.whole =
+            part->start == 0 && part->count == rs_length(&rs->sources[part->source], part->axis);
+        code = need_plan(rs, rank, &need, err);
+    }
+    if (code != RF_OK || tensor->part_count > 0)
+        return code;
+    if (!rs_whole_tensors(rs->wanted) ||
+        !strmap_find(rs->names, tensor->name, tensor->name_bytes, &need.source))
+        return tensor_opaque(rs, rank, tensor, err);
+    need.at = tensor->stream_offset;
+    need.whole = true;
+    need.count = rs_length(&rs->sources[need.source], 0);
+    return need_plan(rs, rank, &need, err);
+}
+
+/* Whether a holder has this very rank, so that its whole stream is the one wanted. */
+static bool holder_same(const struct rs *rs, const struct rs_rank *rank, uint32_t index)
+{
+    const struct rs_holder *holder = &rs->holders[index];
+    const struct manifest_rank *wanted = &rs->wanted->ranks[rank->index];
+
+    if (rank_id_compare(&holder->rank->id, &wanted->id) != 0 ||
+        holder->rank->stream_bytes != wanted->stream_bytes ||
+        strcmp(holder->manifest->layout, rs->wanted->layout) != 0 ||
+        holder->manifest->stage != rs->wanted->stage)
+        return false;
+    if (memcmp(holder->manifest->id, rs->wanted->id, sizeof rs->wanted->id) == 0)
+        return true;
+    return compare_tensors(holder->rank, wanted, NULL, NULL) == 0;
+}
+
+enum rf_code rs_rank_plan(struct rs *rs, struct rs_rank *rank, struct rf_error *err)
+{
+    const struct manifest_rank *wanted = &rs->wanted->ranks[rank->index];
+    enum rf_code code = RF_OK;
+
+    rank->slot = calloc(rs->holder_count + (size_t)1, sizeof *rank->slot);
+    if (rank->slot == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory to plan a rank");
+    for (uint32_t h = 0; h < rs->holder_count && !rank->same; h++)
+        rank->same = holder_same(rs, rank, h);
+    for (uint32_t i = 0; i < wanted->tensor_count && !rank->same && code == RF_OK; i++) {
+        const struct tensor *tensor = &wanted->tensors[i];
+        if (tensor->alias_of == MANIFEST_NONE && tensor->bytes > 0)
+            code = tensor_plan(rs, rank, i, err);
+    }
+    return code;
+}
+
+/* ---- sharing ---- */
+
+static enum rf_code same_take(struct rs *rs, struct rs_rank *rank, struct rf_error *err)
+{
+    const struct manifest_rank *wanted = &rs->wanted->ranks[rank->index];
+    const struct reshard_move move = {.read = {.bytes = wanted->stream_bytes, .count = 1},
+                                      .from = RF_DTYPE_U8,
+                                      .to = RF_DTYPE_U8};
+    uint32_t best = MANIFEST_NONE;
+
+    if (wanted->stream_bytes == 0)
+        return RF_OK;
+    for (uint32_t h = 0; h < rs->holder_count; h++) {
+        if ((best == MANIFEST_NONE ||
+             rs->plan->holders[h].read_bytes < rs->plan->holders[best].read_bytes) &&
+            holder_same(rs, rank, h))
+            best = h;
+    }
+    rank->sharing = true;
+    return rs_move_add(rs, rank, best, &move, err);
+}
+
+enum rf_code rs_rank_share(struct rs *rs, struct rs_rank *rank, struct rf_error *err)
+{
+    enum rf_code code = RF_OK;
+
+    if (rank->same)
+        return same_take(rs, rank, err);
+    rank->sharing = true;
+    for (uint32_t i = 0; i < rank->shared_count && code == RF_OK; i++)
+        code = cover(rs, rank, &rank->shared[i], find_idle, err);
+    return code;
+}
+
+/* ---- finishing ---- */
+
+static int compare_moves(const void *a, const void *b)
+{
+    const struct reshard_move *x = a;
+    const struct reshard_move *y = b;
+
+    if (x->read.offset != y->read.offset)
+        return x->read.offset < y->read.offset ? -1 : 1;
+    return x->write_offset < y->write_offset ? -1 : x->write_offset > y->write_offset;
+}
+
+static void list_sort(struct rs_list *list)
+{
+    bool sorted = true;
+
+    for (uint64_t i = 1; i < list->count && sorted; i++)
+        sorted = compare_moves(&list->moves[i - 1], &list->moves[i]) <= 0;
+    if (!sorted)
+        qsort(list->moves, list->count, sizeof *list->moves, compare_moves);
+}
+
+/* Joins neighbours that go on where the one before ends; they were not neighbours when they were added. */
+static void list_merge(struct rs_list *list)
+{
+    uint64_t kept = 0;
+
+    for (uint64_t i = 1; i < list->count; i++) {
+        if (!rs_move_join(&list->moves[kept], &list->moves[i], false))
+            list->moves[++kept] = list->moves[i];
+    }
+    if (list->count > 0)
+        list->count = kept + 1;
+}
+
+static int compare_lists(const void *a, const void *b)
+{
+    uint32_t x = ((const struct rs_list *)a)->holder;
+    uint32_t y = ((const struct rs_list *)b)->holder;
+
+    return x < y ? -1 : x > y;
+}
+
+enum rf_code rs_rank_finish(struct rs *rs, struct rs_rank *rank, struct rf_error *err)
+{
+    struct reshard_rank *to = &rs->plan->ranks[rank->index];
+
+    to->groups = calloc(rank->list_count + (size_t)1, sizeof *to->groups);
+    if (to->groups == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for a plan");
+    qsort(rank->lists, rank->list_count, sizeof *rank->lists, compare_lists);
+    for (uint32_t i = 0; i < rank->list_count; i++) {
+        struct rs_list *list = &rank->lists[i];
+
+        list_sort(list);
+        list_merge(list);
+        to->groups[i] = (struct reshard_group){.holder = list->holder,
+                                               .moves = list->moves,
+                                               .move_count = list->count,
+                                               .read_bytes = list->read_bytes};
+        list->moves = NULL;
+        to->move_count += list->count;
+        to->read_bytes += list->read_bytes;
+    }
+    to->group_count = rank->list_count;
+    to->fills = rank->fills;
+    to->fill_count = rank->fill_count;
+    to->fill_bytes = rank->fill_bytes;
+    rank->fills = NULL;
+    return RF_OK;
+}
