@@ -31,10 +31,10 @@ struct shard_options {
      .offset = (at) + offsetof(struct shard_options, ranks),                                       \
      .help = "Which of the ranks to hold: 0-3, or 0,2,5. All if not given."}
 #define SHARD_ROW_LAYOUT(at)                                                                       \
-    {.name = "layout", .type = OPTION_CHOICE, .arg = "checkpoint|sglang",                          \
-     .fallback = "checkpoint", .offset = (at) + offsetof(struct shard_options, layout),            \
+    {.name = "layout", .type = OPTION_TEXT, .arg = "NAME", .fallback = "checkpoint",               \
+     .offset = (at) + offsetof(struct shard_options, layout),                                      \
      .help = "checkpoint: each tensor under its own name. sglang: fused, padded and named as an "  \
-             "SGLang engine has them."}
+             "SGLang engine has them. Or another layout that the plan describes."}
 #define SHARD_ROW_PLAN(at)                                                                         \
     {.name = "plan", .type = OPTION_TEXT, .arg = "FILE",                                           \
      .offset = (at) + offsetof(struct shard_options, plan),                                        \
