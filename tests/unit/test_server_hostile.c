@@ -170,7 +170,7 @@ static void stalled_readers_hold_no_thread(void **state)
         "GET /v1/files/model.safetensors HTTP/1.1\r\nHost: x\r\n\r\n",
     };
     /* More than sockets buffer. */
-    const struct web_options options = {.server = {.max_connections = STALLED},
+    const struct web_options options = {.server = {.max_connections = STALLED + 50},
                                         .big_bytes = 96 << 20};
     int fds[STALLED];
 
@@ -259,6 +259,15 @@ static struct digest_table *swap_digests(struct digest_table *table)
     return old;
 }
 
+/* The server goes first: those who still wait look at the table. */
+static void stop_with_old_digests(struct digest_table *old)
+{
+    server_stop(web.server);
+    web.server = NULL;
+    digest_table_destroy(swap_digests(old));
+    web_stop(&web);
+}
+
 static void start_pollers(int *fds, unsigned count, unsigned wait_ms)
 {
     char ask[128];
@@ -305,8 +314,7 @@ static void long_polls_hold_no_thread(void **state)
     double seconds = clock_seconds(start_ns, clock_now_ns());
     print_message("%u long polls answered in %.3f s\n", count, seconds);
     assert_true(seconds < 10);
-    digest_table_destroy(swap_digests(old));
-    web_stop(&web);
+    stop_with_old_digests(old);
 }
 
 static void long_polls_end_when_their_time_has_come(void **state)
@@ -345,8 +353,7 @@ static void long_polls_end_when_their_time_has_come(void **state)
         if (cases[i].waits != (seconds >= 0.2) || seconds > 5)
             fail_msg("%s took %.3f s", cases[i].path, seconds);
     }
-    digest_table_destroy(swap_digests(old));
-    web_stop(&web);
+    stop_with_old_digests(old);
 }
 
 static void failure_ends_long_polls(void **state)
@@ -366,8 +373,7 @@ static void failure_ends_long_polls(void **state)
     web_receive(fd, false, &answer);
     assert_int_equal(answer.status, 503);
     close(fd);
-    digest_table_destroy(swap_digests(old));
-    web_stop(&web);
+    stop_with_old_digests(old);
 }
 
 /* More polls than connections: the longest wait is answered early, whole and with what there is. */
@@ -399,8 +405,7 @@ static void too_many_long_polls_are_answered_early(void **state)
     print_message("%u of %u long polls answered early\n", answered, POLLERS);
     assert_true(answered >= POLLERS / 2);
     assert_answers("after too many long polls");
-    digest_table_destroy(swap_digests(old));
-    web_stop(&web);
+    stop_with_old_digests(old);
 }
 
 /* ---- nonsense ---- */
@@ -641,8 +646,7 @@ static void stop_does_not_wait_for_slow_clients(void **state)
         assert_true(web_wait_closed(fds[i], WEB_TIMEOUT_MS));
         close(fds[i]);
     }
-    digest_table_destroy(swap_digests(old));
-    web_stop(&web);
+    stop_with_old_digests(old);
 }
 
 /* Requests, polls and connections from several threads while the server stops. */
