@@ -1,5 +1,5 @@
-/* `rfork inspect`, in two files: cmd_inspect.c the command, inspect_ranks.c what it says of ranks and
- * their tensors. Not for others. */
+/* `rfork inspect`, in two files: cmd_inspect.c the command, inspect_ranks.c what it says of ranks
+ * and their tensors. Not for others. */
 #ifndef CLI_INSPECT_H
 #define CLI_INSPECT_H
 

@@ -19,7 +19,8 @@ static bool is_whole(const struct manifest *manifest, const struct part *part)
     return source->ndim == 0 || part->count == source->shape[part->axis];
 }
 
-/* How many tensors of a rank other ranks have other pieces of; fused ones have no shape that says it. */
+/* How many tensors of a rank other ranks have other pieces of; fused ones have no shape that says
+ * it. */
 static uint32_t count_slices(const struct manifest *manifest, const struct manifest_rank *rank)
 {
     uint32_t slices = 0;

@@ -66,8 +66,9 @@ static int compare_u64(uint64_t a, uint64_t b)
 /* By axis, then by where they begin, the longest first. */
 static int compare_holders(const void *one, const void *other, void *ctx)
 {
-    const struct part *a = part_of(ctx, one);
-    const struct part *b = part_of(ctx, other);
+    const struct manifest *const *manifest = ctx;
+    const struct part *a = part_of(*manifest, one);
+    const struct part *b = part_of(*manifest, other);
 
     if (a->axis != b->axis)
         return a->axis < b->axis ? -1 : 1;
@@ -88,7 +89,7 @@ static void settle_holders(const struct manifest *manifest, struct source_index 
     uint64_t kept = 0;
     uint64_t covered = 0; /* elements from the first on without a gap */
 
-    qsort_r(holders, count, sizeof *holders, compare_holders, (void *)(uintptr_t)manifest);
+    qsort_r(holders, count, sizeof *holders, compare_holders, &manifest);
     for (uint64_t i = 0; i < count; i++) {
         const struct part *part = part_of(manifest, &holders[i]);
         const struct part *last = kept > 0 ? part_of(manifest, &holders[kept - 1]) : NULL;

@@ -1,9 +1,9 @@
 /* Filling a store from a model folder: into shared memory, or straight from the page cache; as the
  * checkpoint that it is, or cut into tensor-parallel ranks.
  *
- * What lies in one piece in a file is a view of the file, or of the memory that it was read into: no
- * byte is held twice, however many ranks show it. Only what must be put together, row by row, in
- * another dtype, or is a constant, is made, in memory, while its file is read. */
+ * What lies in one piece in a file is a view of the file, or of the memory that it was read into:
+ * no byte is held twice, however many ranks show it. Only what must be put together, row by row,
+ * in another dtype, or is a constant, is made, in memory, while its file is read. */
 #ifndef SEED_LOAD_H
 #define SEED_LOAD_H
 
@@ -51,11 +51,11 @@ struct load_needs {
 /* A folder about to be loaded. One thread at a time. */
 struct load;
 
-/* Reads headers and side files and plans where every byte goes; no weights are read. folder and what
- * options point to must last until load_close().
- * Errors: RF_E_CHANGED (a file shrank meanwhile), RF_E_SYS, RF_E_NOMEM; with shards also
- * those of shard_ranks(), RF_E_FORMAT (no config.json, or not a good one) and RF_E_UNSUPPORTED (no
- * plan for this architecture: names it and how to write one). */
+/* Reads headers and side files and plans where every byte goes; no weights are read. folder and
+ * what options point to must last until load_close(). Errors: RF_E_CHANGED (a file shrank
+ * meanwhile), RF_E_SYS, RF_E_NOMEM; with shards also those of shard_ranks(), RF_E_FORMAT (no
+ * config.json, or not a good one) and RF_E_UNSUPPORTED (no plan for this architecture: names it
+ * and how to write one). */
 enum rf_code load_open(const struct model_folder *folder, const struct load_options *options,
                        struct load **ret_load, struct rf_error *err);
 void load_close(struct load *load);

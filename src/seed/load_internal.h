@@ -1,5 +1,6 @@
-/* What the files of the loader share: load.c describes the folder, load_parts.c finds out where each
- * byte is to come from, load_place.c puts them there, load_make.c makes those that are nowhere. */
+/* What the files of the loader share: load.c describes the folder, load_parts.c finds out where
+ * each byte is to come from, load_place.c puts them there, load_make.c makes those that are
+ * nowhere. */
 #ifndef SEED_LOAD_INTERNAL_H
 #define SEED_LOAD_INTERNAL_H
 

@@ -1,14 +1,14 @@
 /* Making the parts of tensors that are not in one piece in a file: rows of slices, other dtypes.
  *
- * Measured on a 2-core virtual machine (AMD EPYC, other work beside it), 1000 MiB in the page cache, four
- * ranks' slices, into huge pages that are there, GB per second with 1 and 2 threads:
+ * Measured on a 2-core virtual machine (AMD EPYC, others at work), 1000 MiB in the page cache,
+ * four ranks' slices, into huge pages that are there, GB per second with 1 and 2 threads:
  *     slices of                                    1 KiB       3 KiB       16 KiB
  *     preadv() of rows to where they belong        5.6, 5.5    5.6, 4.9    4.7, 5.5
  *     pread() of 256 KiB, memcpy() from there      3.7, 4.2    4.6, 3.9    4.5, 4.2
  *     the same with streaming stores               4.1, 5.0    5.5, 4.9    4.5, 4.3
  *     memcpy() of as many bytes                    6.9, 6.9    7.6, 6.1    5.2, 5.1
- * So rows go straight from the page cache to the ranks that have them; short ones, and those that are
- * converted, go through a buffer. Files are not mapped: see REGION_FILE. */
+ * So rows go straight from the page cache to the ranks that have them; short ones, and those that
+ * are converted, go through a buffer. Files are not mapped: see REGION_FILE. */
 #include "base/cleanup.h"
 #include "base/thread.h"
 #include "model/convert.h"
@@ -156,6 +156,8 @@ static enum rf_code make_scattered(const struct make_run *run, const struct make
     scatter.name = file_name(run, makes);
     scatter.fd = file_fd(run, makes);
     scatter.count = 0;
+    scatter.at = 0;
+    scatter.end = 0;
     for (uint64_t row = task->row; row < task->row + task->rows && code == RF_OK; row++) {
         for (uint64_t i = 0; i < task->group.count && code == RF_OK; i++) {
             const struct load_make *make = &makes[i];
@@ -274,8 +276,8 @@ static enum rf_code make_item(void *ctx, uint64_t item, struct rf_error *err)
     const struct make_task *task = &run->tasks[item];
     uint64_t bytes = 0;
 
-    /* Memory is asked for where it is filled next, and not all of it first: what the kernel has just
-     * cleared is still in the cache then. */
+    /* Memory is asked for where it is filled next, and not all of it first: what the kernel has
+     * just cleared is still in the cache then. */
     for (uint64_t i = 0; i < task->group.count; i++) {
         const struct load_make *make = &job->parts->makes[task->group.first + i];
         uint64_t made = task->rows * make->row_bytes;

@@ -139,8 +139,8 @@ static int compare_u64(uint64_t a, uint64_t b)
     return a < b ? -1 : a > b;
 }
 
-/* In the order of the files, so that each is read from front to back; what is made of the same bytes
- * in the same way is equal. */
+/* In the order of the files, so that each is read from front to back; what is made of the same
+ * bytes in the same way is equal. */
 static int compare_makes(const void *one, const void *other)
 {
     const struct load_make *a = one;
@@ -220,8 +220,9 @@ static int compare_views(const void *one, const void *other)
     return order != 0 ? order : compare_u64(a->file_offset, b->file_offset);
 }
 
-/* The views of all ranks laid over each other: each byte of a file is in one span, if in any. A span
- * begins with a page of the file and of memory, at the cost of up to a page that nobody shows. */
+/* The views of all ranks laid over each other: each byte of a file is in one span, if in any. A
+ * span begins with a page of the file and of memory, at the cost of up to a page that nobody
+ * shows. */
 static void merge_views(struct load_parts *parts, const struct load_span *views, uint64_t count)
 {
     uint64_t seen = 0; /* end of what was viewed so far in this file */

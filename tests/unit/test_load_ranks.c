@@ -1,5 +1,5 @@
-/* Ranks that are cut from files: every byte against a slow reading of what manifest.h says about parts,
- * views where there can be views, and nothing held twice. */
+/* Ranks that are cut from files: every byte against a slow reading of what manifest.h says about
+ * parts, views where there can be views, and nothing held twice. */
 #include "base/log.h"
 #include "model/convert.h"
 #include "seed/load_internal.h"
@@ -508,7 +508,7 @@ static void weight_files_are_put_together_from_the_ranks(void **state)
     uint64_t data = file->bytes - file->header_bytes;
     uint8_t *got = malloc(data);
     assert_non_null(got);
-    /* big is whole through big.row; of odd and embed the replicated and padded ones; experts, row. */
+    /* big is whole through big.row, embed through its padded pieces. */
     if (store_check_file(bed->store, 0, 0, file->bytes, &err) != RF_OK)
         fail_msg("%s", err.text);
     assert_int_equal(store_read_file(bed->store, 0, file->header_bytes, got, data, NULL), RF_OK);
