@@ -326,6 +326,8 @@ static enum rf_code scale_bind(struct shard *shard, uint32_t index)
     if (source->ndim != 2 || memcmp(source->shape, wanted, sizeof wanted) != 0)
         return shape_fail(shard, index, wanted, 2, "its weight and weight_block_size");
     shard->bound[index].scaled = scaled;
+    /* An expert's scales are where it is, also when the rule for them knows no numbers. */
+    shard->bound[index].numbers = shard->bound[scaled].numbers;
     shard->bound[scaled].has_scale = true;
     return RF_OK;
 }

@@ -563,6 +563,31 @@ static void scales_of_blocks_follow_their_weights(void **state)
     checkpoint_free(of);
 }
 
+static void scales_of_experts_go_where_the_experts_go(void **state)
+{
+    (void)state;
+    struct family family = qwen3_moe;
+
+    family.fp8 = true;
+    family.block = 4;
+    struct checkpoint *of = checkpoint_of(&family);
+    struct manifest *manifest = checkpoint_shard(of, "sglang", 2, 2);
+    assert_shape(manifest, "model.layers.0.mlp.experts.w13_weight", RF_DTYPE_F8_E4M3, 2, 16, 24);
+    assert_shape(manifest, "model.layers.0.mlp.experts.w13_weight_scale_inv", RF_DTYPE_F32, 2, 4,
+                 6);
+    assert_shape(manifest, "model.layers.0.mlp.experts.w2_weight_scale_inv", RF_DTYPE_F32, 2, 6, 2);
+    manifest_unref(manifest);
+    manifest = checkpoint_shard(of, "checkpoint", 2, 2);
+    assert_shape(manifest, "model.layers.0.mlp.experts.3.down_proj.weight_scale_inv", RF_DTYPE_BF16,
+                 6, 2, 0);
+    assert_null(manifest_find(&manifest->ranks[1],
+                              "model.layers.0.mlp.experts.1.down_proj.weight_scale_inv"));
+    assert_non_null(manifest_find(&manifest->ranks[0],
+                                  "model.layers.0.mlp.experts.1.down_proj.weight_scale_inv"));
+    manifest_unref(manifest);
+    checkpoint_free(of);
+}
+
 static void fp8_deepseek_has_scales_and_constants(void **state)
 {
     (void)state;
@@ -741,6 +766,7 @@ int main(void)
         cmocka_unit_test(deepseek_v3_is_fused_as_sglang_does),
         cmocka_unit_test(shared_expert_can_be_the_last_of_the_stack),
         cmocka_unit_test(scales_of_blocks_follow_their_weights),
+        cmocka_unit_test(scales_of_experts_go_where_the_experts_go),
         cmocka_unit_test(fp8_deepseek_has_scales_and_constants),
         cmocka_unit_test(checkpoint_layout_keeps_names_order_and_dtypes),
         cmocka_unit_test(slices_say_where_they_are),
