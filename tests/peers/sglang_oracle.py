@@ -13,7 +13,7 @@ Nothing is computed with them: a placeholder that reached a weight would not be 
 
 SGLang remembers the config of a folder it has seen: what is in a folder must not change while this process lives.
 
-  sglang_oracle.py DIR --tp 4 [--rank 1]     prints order, name, dtype, shape and a digest of each parameter
+  sglang_oracle.py DIR --tp 4 [--rank 1] [--ep 2]     prints order, name, dtype, shape and a digest of each parameter
 """
 
 import argparse
@@ -171,21 +171,42 @@ class Group:
         return self.rank_in_group == self.world_size - 1
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which rank of how many; experts are divided among `ep_size` groups of these ranks.
+
+    `fuse_shared` is SGLang's --enforce-shared-experts-fusion. Without a GPU it never fuses by itself, with one it does
+    where the class allows it (DeepseekV2ForCausalLM.shared_experts_fusion_disable_reason).
+    """
+
+    rank: int
+    size: int
+    ep_size: int = 1
+    fuse_shared: bool = False
+
+
 @contextlib.contextmanager
-def placed(folder: Path, rank: int, size: int, fuse_shared: bool) -> Iterator[None]:
-    """Makes this process rank `rank` of `size` in SGLang's eyes; undone afterwards, so that another may follow."""
+def placed(folder: Path, place: Place) -> Iterator[None]:
+    """Makes this process that rank in SGLang's eyes; undone afterwards, so that another may follow."""
+    rank, size, ep_size = place.rank, place.size, place.ep_size
     group = Group(size, rank)
     alone = Group(1, 0)
+    # As sglang.srt.runtime_context.derive_spawn_ranks() has it, which cannot be called without a launcher.
+    moe_tp_size = size // ep_size
+    moe_tp_rank, moe_ep_rank = rank % moe_tp_size, rank // moe_tp_size
     published = get_context().override_server_args(
-        device="cpu", model_path=str(folder), tp_size=size, enforce_shared_experts_fusion=fuse_shared
-    )
+        device="cpu", model_path=str(folder), tp_size=size, ep_size=ep_size,
+        enforce_shared_experts_fusion=place.fuse_shared,
+    )  # fmt: skip
     with published:
         get_parallel().override_permanently(
             tp_size=size, tp_rank=rank, tp_group=group,
             attn_tp_size=size, attn_tp_rank=rank, attn_tp_group=group,
-            moe_tp_size=size, moe_tp_rank=rank, moe_tp_group=group,
+            moe_tp_size=moe_tp_size, moe_tp_rank=moe_tp_rank,
+            moe_tp_group=group if ep_size == 1 else Group(moe_tp_size, moe_tp_rank),
+            moe_ep_size=ep_size, moe_ep_rank=moe_ep_rank, moe_ep_group=Group(ep_size, moe_ep_rank),
             pp_size=1, pp_rank=0, pp_group=alone,
-            moe_ep_size=1, moe_ep_rank=0, moe_dp_size=1, attn_cp_size=1, attn_cp_rank=0, attn_dp_size=1, attn_dp_rank=0,
+            moe_dp_size=1, attn_cp_size=1, attn_cp_rank=0, attn_dp_size=1, attn_dp_rank=0,
         )  # fmt: skip
         try:
             yield
@@ -213,15 +234,14 @@ def poison(model: torch.nn.Module) -> dict[str, bytes]:
     return before
 
 
-def parameters(folder: Path, rank: int, size: int, fuse_shared: bool = False) -> list[Parameter]:
+def parameters(folder: Path, place: Place) -> list[Parameter]:
     """Returns the engine's parameters in the order of named_parameters(), as load_weights leaves them.
 
-    `fuse_shared` is SGLang's --enforce-shared-experts-fusion. Without a GPU it never fuses by itself, with one it does
-    where the class allows it (DeepseekV2ForCausalLM.shared_experts_fusion_disable_reason). The dtype is config.json's:
-    of its own accord (--dtype auto) SGLang makes float16 of a float32 model, and this is its --dtype float32.
+    The dtype is config.json's: of its own accord (--dtype auto) SGLang makes float16 of a float32 model, and this is
+    its --dtype float32.
     Whatever SGLang raises for a model that it cannot split so is passed on: ValueError, AssertionError.
     """
-    with placed(folder, rank, size, fuse_shared), torch.device("cpu"):
+    with placed(folder, place), torch.device("cpu"):
         config = ModelConfig(str(folder), dtype=json.loads((folder / "config.json").read_text())["torch_dtype"])
         default = torch.get_default_dtype()
         torch.set_default_dtype(config.dtype)
@@ -250,9 +270,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--tp", type=int, default=1, metavar="N")
     parser.add_argument("--rank", type=int, default=0, metavar="R")
+    parser.add_argument("--ep", type=int, default=1, metavar="N")
     parser.add_argument("--fuse-shared-experts", action="store_true")
     options = parser.parse_args(arguments)
-    found = parameters(options.folder, options.rank, options.tp, options.fuse_shared_experts)
+    place = Place(options.rank, options.tp, options.ep, options.fuse_shared_experts)
+    found = parameters(options.folder, place)
     for order, parameter in enumerate(found):
         digest = hashlib.sha256(parameter.data).hexdigest()[:16]
         shape = "x".join(map(str, parameter.shape)) or "-"

@@ -40,6 +40,10 @@ LAYOUTS = {"deepseek-fused": FUSED}
 # SGLang looks for these scales under another name than the checkpoint's, and leaves its own as they were.
 WITHOUT_SCALES = {"llama-fp8"}
 
+# (family, tp size, ep size)
+EXPERT_PARALLEL = [("qwen3-moe", 2, 2), ("qwen3-moe", 4, 2), ("qwen3-moe", 4, 4), ("qwen3-moe-fp8", 4, 2),
+                   ("deepseek", 4, 2), ("deepseek", 8, 8), ("deepseek-fp8", 2, 2)]  # fmt: skip
+
 # Sizes that neither can split: heads, KV heads that neither divide nor are divided, blocks of scales.
 REFUSED = [("llama", 3), ("llama", 16), ("llama-bias", 2), ("qwen2", 5), ("qwen3-moe", 3), ("deepseek", 3),
            ("deepseek-fp8", 8)]  # fmt: skip
@@ -82,16 +86,20 @@ class Case(unittest.TestCase):
             else:
                 self.assertTrue(bytes(found["data"]) == parameter.data, f"{parameter.name}: other bytes")
 
-    def compare(self, folder: Path, size: int, layout: str = "sglang", unloaded: bool = False) -> None:
+    def compare(
+        self, folder: Path, size: int, *, ep_size: int = 1, layout: str = "sglang", unloaded: bool = False
+    ) -> None:
         """All ranks of a folder's model."""
-        with rfork_program.seed("--model-path", folder, "--tp", str(size), "--layout", layout) as url:
+        how = ("--tp", str(size), "--ep", str(ep_size), "--layout", layout)
+        with rfork_program.seed("--model-path", folder, *how) as url:
             manifest = json.loads(fetch(f"{url}/v1/manifest?format=json"))
             self.assertEqual(manifest["layout"], layout)
             self.assertEqual([rank["tp"] for rank in manifest["ranks"]], [[i, size] for i in range(size)])
             for rank in manifest["ranks"]:
-                wanted = sglang_oracle.parameters(folder, rank["tp"][0], size, fuse_shared=layout == FUSED)
+                place = sglang_oracle.Place(rank["tp"][0], size, ep_size, fuse_shared=layout == FUSED)
+                self.assertEqual(rank["ep"], [place.rank * ep_size // size, ep_size])
                 with self.subTest(rank=rank["tp"]):
-                    self.compare_rank(url, rank, wanted, unloaded)
+                    self.compare_rank(url, rank, sglang_oracle.parameters(folder, place), unloaded)
 
     def refusal(self, folder: Path, size: int, layout: str) -> str:
         """What rfork says when it does not serve a model; AssertionError when it does."""
@@ -110,7 +118,8 @@ def add_family(name: str, make: Callable[[], sglang_models.Model], size: int) ->
     """Gives Families the test of one model at one size."""
 
     def test(self: Case) -> None:
-        self.compare(self.folder(name, make), size, LAYOUTS.get(name, "sglang"), name in WITHOUT_SCALES)
+        layout = LAYOUTS.get(name, "sglang")
+        self.compare(self.folder(name, make), size, layout=layout, unloaded=name in WITHOUT_SCALES)
 
     setattr(Families, f"test_{name.replace('-', '_')}_tp{size}", test)
 
@@ -128,12 +137,17 @@ class Others(Case):
             with self.subTest(seed=seed, architecture=model.config["architectures"], size=size):
                 self.compare(self.folder(f"random-{seed}", lambda model=model: model), size)
 
+    def test_experts_divided_among_the_ranks(self) -> None:
+        for name, size, ep_size in EXPERT_PARALLEL:
+            with self.subTest(name=name, size=size, ep_size=ep_size):
+                self.compare(self.folder(name, sglang_models.FAMILIES[name]), size, ep_size=ep_size)
+
     def test_sizes_that_sglang_refuses_are_refused(self) -> None:
         for name, size in REFUSED:
             with self.subTest(name=name, size=size):
                 folder = self.folder(name, sglang_models.FAMILIES[name])
                 with self.assertRaises((AssertionError, ValueError)):
-                    sglang_oracle.parameters(folder, 0, size)
+                    sglang_oracle.parameters(folder, sglang_oracle.Place(0, size))
                 self.assertIn(str(size), self.refusal(folder, size, "sglang"))
 
     def test_architecture_without_a_plan_is_refused_by_name(self) -> None:
