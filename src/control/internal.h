@@ -155,8 +155,8 @@ void route_rank(struct request *request, struct reply *reply);
 /* The store if the seed is in a state in which it may be read; else the error is the answer and
  * NULL is returned. */
 struct store *route_store(struct request *request, struct reply *reply);
-/* The same for bodies: everything served must be unchanged; while draining only those that forks under
- * way still need. */
+/* The same for bodies: everything served must be unchanged; while draining only those that forks
+ * under way still need. */
 struct store *route_store_for_bytes(struct request *request, struct reply *reply,
                                     bool while_draining);
 /* ?rank=, which may be left out where there is only one. */
