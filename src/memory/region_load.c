@@ -31,7 +31,9 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Buffered pieces stay in the second-level cache; direct ones are as large as a disk likes them. */
+/* Buffered pieces stay in the second-level cache; direct ones are as large as a disk likes them.
+ * What is smaller than a buffered piece is read so: many small spans want the kernel to read
+ * ahead. */
 enum { LOAD_BUFFERED_BYTES = 256 * 1024, LOAD_DIRECT_BYTES = 1024 * 1024 };
 /* Every file system and disk that can O_DIRECT can do it at this alignment. */
 enum { LOAD_ALIGN_BYTES = 4096 };
@@ -254,7 +256,7 @@ static enum rf_code load_range(struct load *load, const struct region_span *span
         .span = span,
         .path = load->files[span->file].path,
         .fd = load->files[span->file].fd,
-        .direct_fd = load->direct_fds[span->file],
+        .direct_fd = span->bytes < LOAD_BUFFERED_BYTES ? -1 : load->direct_fds[span->file],
     };
     enum rf_code code = RF_OK;
 
