@@ -105,10 +105,9 @@ static enum rf_code ranks_list(struct rs *rs, struct rf_error *err)
 {
     uint32_t count = rs->wanted->rank_count;
 
-    rs->held = calloc(rs->source_count + (size_t)1, sizeof *rs->held);
     rs->ranks = calloc(count, sizeof *rs->ranks);
     rs->plan->ranks = calloc(count, sizeof *rs->plan->ranks);
-    if (rs->held == NULL || rs->ranks == NULL || rs->plan->ranks == NULL)
+    if (rs->ranks == NULL || rs->plan->ranks == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory to plan %" PRIu32 " ranks", count);
     rs->plan->rank_count = count;
     for (uint32_t i = 0; i < count; i++)
@@ -146,6 +145,7 @@ static void rs_free(struct rs *rs)
             free(rank->lists[l].moves);
         free(rank->lists);
         free(rank->slot);
+        free(rank->templates);
         free(rank->shared);
         free(rank->fills);
     }
@@ -158,7 +158,6 @@ static void rs_free(struct rs *rs)
     free(rs->ranks);
     free(rs->holders);
     free(rs->maps);
-    free(rs->held);
     free(rs->sources);
     strmap_destroy(rs->names);
 }

@@ -19,14 +19,52 @@ bool rs_whole_tensors(const struct manifest *manifest)
 
 static struct rs_source source_of_tensor(const struct tensor *tensor)
 {
-    return (struct rs_source){tensor->name, tensor->name_bytes, tensor->dtype,
-                              tensor->ndim, tensor->shape,      tensor->bytes};
+    return (struct rs_source){.name = tensor->name,
+                              .name_bytes = tensor->name_bytes,
+                              .dtype = tensor->dtype,
+                              .ndim = tensor->ndim,
+                              .shape = tensor->shape,
+                              .bytes = tensor->bytes};
 }
 
 static struct rs_source source_of(const struct manifest_source *source)
 {
-    return (struct rs_source){source->name, source->name_bytes, source->dtype,
-                              source->ndim, source->shape,      source->bytes};
+    return (struct rs_source){.name = source->name,
+                              .name_bytes = source->name_bytes,
+                              .dtype = source->dtype,
+                              .ndim = source->ndim,
+                              .shape = source->shape,
+                              .bytes = source->bytes};
+}
+
+/* Numbers the forms of sources: as many as there are different dtypes and shapes. */
+static enum rf_code classes_number(struct rs *rs, struct rf_error *err)
+{
+    struct strmap *forms = strmap_create(64);
+    uint64_t *keys = calloc(rs->source_count + (size_t)1, sizeof *keys * (RF_MAX_DIMS + 1));
+    enum rf_code code = forms != NULL && keys != NULL ? RF_OK : RF_E_NOMEM;
+    uint32_t count = 0;
+
+    for (uint32_t i = 0; i < rs->source_count && code == RF_OK; i++) {
+        struct rs_source *source = &rs->sources[i];
+        uint64_t *key = &keys[(size_t)count * (RF_MAX_DIMS + 1)]; /* kept if it is a new one */
+        size_t dims = source->ndim * sizeof *key;
+
+        key[0] = source->dtype;
+        if (dims > 0)
+            memcpy(key + 1, source->shape, dims);
+        source->class = count;
+        code = strmap_add(forms, (const char *)key, sizeof *key + dims, count, &source->class);
+        if (code == RF_OK)
+            count++;
+        else if (code == RF_E_INVAL)
+            code = RF_OK;
+    }
+    strmap_destroy(forms);
+    free(keys);
+    return code == RF_OK
+               ? code
+               : rf_fail(err, code, "no memory to plan %" PRIu32 " tensors", rs->source_count);
 }
 
 static enum rf_code sources_list(struct rs *rs, struct rf_error *err)
@@ -48,7 +86,7 @@ static enum rf_code sources_list(struct rs *rs, struct rf_error *err)
             return rf_fail(err, RF_E_NOMEM, "no memory to plan %" PRIu32 " tensors", count);
     }
     rs->source_count = count;
-    return RF_OK;
+    return classes_number(rs, err);
 }
 
 static void shape_text(const struct rs_source *source, struct buf *out)
@@ -123,11 +161,9 @@ enum rf_code rs_sources(struct rs *rs, struct rf_error *err)
 
 /* ---- holders ---- */
 
-static enum rf_code ref_add(struct rs *rs, struct rs_holder *holder, uint32_t source,
-                            struct rs_ref ref, uint64_t bytes, struct rf_error *err)
+static enum rf_code ref_add(struct rs_holder *holder, uint32_t source, struct rs_ref ref,
+                            struct rf_error *err)
 {
-    /* relaxed: only sums; thread_parallel() orders them before who reads them */
-    atomic_fetch_add_explicit(&rs->held[source], bytes, memory_order_relaxed);
     if (holder->first[source].tensor == MANIFEST_NONE) {
         holder->first[source] = ref;
         return RF_OK;
@@ -159,9 +195,7 @@ static enum rf_code tensor_index(struct rs *rs, struct rs_holder *holder, uint32
             holder->map[part->source] == MANIFEST_NONE)
             continue;
         source = holder->map[part->source];
-        uint64_t bytes =
-            part->bytes / (rf_dtype_bits(tensor->dtype) / rf_dtype_bits(rs->sources[source].dtype));
-        code = ref_add(rs, holder, source, (struct rs_ref){index, i}, bytes, err);
+        code = ref_add(holder, source, (struct rs_ref){index, i}, err);
     }
     if (code != RF_OK || tensor->part_count > 0 || tensor->bytes == 0 ||
         !rs_whole_tensors(holder->manifest))
@@ -169,8 +203,7 @@ static enum rf_code tensor_index(struct rs *rs, struct rs_holder *holder, uint32
     struct rs_source have = source_of_tensor(tensor);
     code = source_find(rs, &have, index, &source, err);
     if (code == RF_OK && source != MANIFEST_NONE)
-        code = ref_add(rs, holder, source, (struct rs_ref){index, RS_WHOLE_TENSOR}, tensor->bytes,
-                       err);
+        code = ref_add(holder, source, (struct rs_ref){index, RS_WHOLE_TENSOR}, err);
     return code;
 }
 

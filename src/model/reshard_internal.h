@@ -24,6 +24,7 @@ struct rs_source {
     uint32_t ndim;
     const uint64_t *shape;
     uint64_t bytes;
+    uint32_t class; /* sources of equal dtype and shape have the same */
 };
 
 /* Where a holder has a source: a part of a tensor, or a whole one. */
@@ -73,13 +74,33 @@ struct rs_need {
     uint64_t at; /* in the wanted rank's stream */
 };
 
+/* What a need came to. Thousands of sources are cut alike, expert by expert: the next one of the same
+ * class that is needed in the same way, and that holders have in the same way, comes to the same moves
+ * at other offsets. */
+enum { RS_MAX_SHARES = 4, RS_TEMPLATES = 64 };
+
+struct rs_share {
+    struct rs_piece piece;    /* at: not looked at */
+    struct reshard_move move; /* offsets from the beginnings of the piece and of the need */
+};
+
+struct rs_template {
+    bool used;
+    bool shared;         /* several holders have it: decided later */
+    struct rs_need need; /* source, tensor and at: not looked at */
+    uint32_t class;
+    unsigned share_count; /* 0: too many, each need is looked at anew */
+    struct rs_share shares[RS_MAX_SHARES];
+};
+
 struct rs_list {
     struct reshard_move *moves;
     uint64_t count;
     uint64_t room;
     uint64_t read_bytes;
     uint32_t holder;
-    uint32_t tensor; /* of the wanted rank: what the last move is of */
+    uint32_t tensor;  /* of the wanted rank: what the last move is of */
+    uint64_t planned; /* moves before those of what several holders have */
 };
 
 /* One wanted rank while it is planned. */
@@ -96,12 +117,14 @@ struct rs_rank {
     uint32_t fill_count;
     uint32_t fill_room;
     uint64_t fill_bytes;
-    uint32_t tensor; /* that is being planned */
-    uint32_t hint;   /* the holder that had what was needed last */
-    uint32_t base;   /* and the first one of those that had the last need */
-    uint64_t looks;  /* at pieces so far */
-    bool sharing;    /* what is added counts for the choice between holders at once */
-    bool same;       /* holders have this very rank: a whole stream is read from one of them */
+    uint32_t tensor;               /* that is being planned */
+    uint32_t hint;                 /* the holder that had what was needed last */
+    uint32_t base;                 /* and the first one of those that had the last need */
+    uint64_t looks;                /* at pieces so far */
+    struct rs_template *templates; /* [RS_TEMPLATES] */
+    struct rs_template *recording; /* or NULL */
+    bool sharing;                  /* what is added counts for the choice between holders at once */
+    bool same; /* holders have this very rank: a whole stream is read from one of them */
 };
 
 struct rs {
@@ -114,8 +137,7 @@ struct rs {
     uint32_t **maps;      /* [seed_count], or NULL where a seed has no sources */
     struct rs_holder *holders;
     uint32_t holder_count;
-    _Atomic uint64_t *held; /* [source_count] bytes of it that all holders have together */
-    struct rs_rank *ranks;  /* [wanted->rank_count] */
+    struct rs_rank *ranks; /* [wanted->rank_count] */
     atomic_uint_least64_t move_count;
     struct reshard *plan;
 };
@@ -125,7 +147,7 @@ bool rs_whole_tensors(const struct manifest *manifest);
 
 /* Fills sources, names, maps: what is what on both sides. RF_E_MISMATCH. */
 enum rf_code rs_sources(struct rs *rs, struct rf_error *err);
-/* Fills a holder's first and extras; adds to held. */
+/* Fills a holder's first and extras. */
 enum rf_code rs_index(struct rs *rs, uint32_t holder, struct rf_error *err);
 
 /* Where holder h has the source: RS_MAX_SAME pieces at most. Returns how many. */

@@ -121,6 +121,17 @@ static uint64_t bytes_of(enum rf_dtype dtype, uint64_t elements)
     return elements * rf_dtype_bits(dtype) / 8;
 }
 
+static void template_record(struct rs_template *template, const struct rs_need *need,
+                            const struct rs_piece *piece, const struct reshard_move *move)
+{
+    if (template->share_count++ >= RS_MAX_SHARES)
+        return;
+    struct rs_share *share = &template->shares[template->share_count - 1];
+    *share = (struct rs_share){.piece = *piece, .move = *move};
+    share->move.read.offset -= piece->at;
+    share->move.write_offset -= need->at;
+}
+
 static enum rf_code rows_add(struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
                              const struct rs_piece *piece, const struct rows *rows,
                              struct rf_error *err)
@@ -139,6 +150,8 @@ static enum rf_code rows_add(struct rs *rs, struct rs_rank *rank, const struct r
         .to = (uint8_t)need->dtype,
     };
 
+    if (rank->recording != NULL)
+        template_record(rank->recording, need, piece, &move);
     return rs_move_add(rs, rank, piece->holder, &move, err);
 }
 

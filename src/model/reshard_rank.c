@@ -249,15 +249,114 @@ static enum rf_code fill_add(struct rs_rank *rank, uint64_t offset, const struct
     return RF_OK;
 }
 
-/* Several have it when together they have more of it than there is. */
+/* ---- what was planned before ---- */
+
+static struct rs_template *template_of(const struct rs *rs, struct rs_rank *rank,
+                                       const struct rs_need *need)
+{
+    uint64_t key = rs->sources[need->source].class + 0x9e3779b97f4a7c15 * need->start +
+                   31 * need->axis + 7 * (uint64_t)need->dtype;
+
+    return &rank->templates[(key ^ key >> 32) % RS_TEMPLATES];
+}
+
+static bool template_fits(const struct rs *rs, const struct rs_template *template,
+                          const struct rs_need *need)
+{
+    const struct rs_need *as = &template->need;
+
+    return template->used && template->class == rs->sources[need->source].class &&
+           as->start == need->start && as->count == need->count && as->axis == need->axis &&
+           as->whole == need->whole && as->dtype == need->dtype;
+}
+
+/* Whether the holder has this source as it had the other; *ret_at: where. */
+static bool share_fits(const struct rs *rs, const struct rs_share *share, uint32_t source,
+                       uint64_t *ret_at)
+{
+    const struct rs_holder *holder = &rs->holders[share->piece.holder];
+    struct rs_ref ref = holder->first[source];
+
+    if (ref.tensor == MANIFEST_NONE || holder->extra_count > 0)
+        return false;
+    const struct tensor *tensor = &holder->rank->tensors[ref.tensor];
+    if (tensor->dtype != share->piece.dtype)
+        return false;
+    *ret_at = tensor->stream_offset;
+    if (ref.part == RS_WHOLE_TENSOR)
+        return share->piece.whole;
+    const struct part *part = &tensor->parts[ref.part];
+    *ret_at += part->offset;
+    return part->axis == share->piece.axis && part->start == share->piece.start &&
+           part->count == share->piece.count;
+}
+
+/* Plans a need as the one before; *ret_done: false if it is not like it. */
+static enum rf_code template_take(struct rs *rs, struct rs_rank *rank,
+                                  const struct rs_template *template, const struct rs_need *need,
+                                  bool *ret_done, struct rf_error *err)
+{
+    uint64_t at[RS_MAX_SHARES];
+    enum rf_code code = RF_OK;
+
+    *ret_done = false;
+    if (!template_fits(rs, template, need))
+        return RF_OK;
+    if (template->shared) {
+        *ret_done = true;
+        return share_later(rank, need, err);
+    }
+    for (unsigned i = 0; i < template->share_count; i++) {
+        if (!share_fits(rs, &template->shares[i], need->source, &at[i]))
+            return RF_OK;
+    }
+    *ret_done = template->share_count > 0;
+    rank->tensor = need->tensor;
+    for (unsigned i = 0; i < template->share_count && code == RF_OK; i++) {
+        struct reshard_move move = template->shares[i].move;
+
+        move.read.offset += at[i];
+        move.write_offset += need->at;
+        code = rs_move_add(rs, rank, template->shares[i].piece.holder, &move, err);
+    }
+    return code;
+}
+
+/* Whether more than one holder has the beginning of a need. */
+static bool is_shared(const struct rs *rs, struct rs_rank *rank, const struct rs_need *need)
+{
+    const struct search search = {.known = false};
+    unsigned count = 0;
+
+    for (uint32_t h = 0; h < rs->holder_count && count < 2; h++) {
+        struct rs_piece piece;
+        count += holder_look(rs, rank, need, &search, h, &piece) ? 1 : 0;
+    }
+    return count > 1;
+}
+
 static enum rf_code need_plan(struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
                               struct rf_error *err)
 {
-    uint64_t held = atomic_load_explicit(&rs->held[need->source], memory_order_relaxed);
+    struct rs_template *template = template_of(rs, rank, need);
+    bool done = false;
+    enum rf_code code = template_take(rs, rank, template, need, &done, err);
 
-    if (held > rs->sources[need->source].bytes && rs->holder_count > 1)
+    if (code != RF_OK || done)
+        return code;
+    template->used = true;
+    template->need = *need;
+    template->class = rs->sources[need->source].class;
+    template->share_count = 0;
+    template->shared = is_shared(rs, rank, need);
+    if (template->shared)
         return share_later(rank, need, err);
-    return cover(rs, rank, need, find_any, err);
+    rank->recording = template;
+    code = cover(rs, rank, need, find_any, err);
+    rank->recording = NULL;
+    if (template->share_count > RS_MAX_SHARES)
+        template->share_count = 0;
+    return code;
 }
 
 static enum rf_code tensor_opaque(const struct rs *rs, const struct rs_rank *rank,
@@ -330,7 +429,8 @@ enum rf_code rs_rank_plan(struct rs *rs, struct rs_rank *rank, struct rf_error *
     enum rf_code code = RF_OK;
 
     rank->slot = calloc(rs->holder_count + (size_t)1, sizeof *rank->slot);
-    if (rank->slot == NULL)
+    rank->templates = calloc(RS_TEMPLATES, sizeof *rank->templates);
+    if (rank->slot == NULL || rank->templates == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory to plan a rank");
     for (uint32_t h = 0; h < rs->holder_count && !rank->same; h++)
         rank->same = holder_same(rs, rank, h);
@@ -371,6 +471,8 @@ enum rf_code rs_rank_share(struct rs *rs, struct rs_rank *rank, struct rf_error 
     if (rank->same)
         return same_take(rs, rank, err);
     rank->sharing = true;
+    for (uint32_t l = 0; l < rank->list_count; l++)
+        rank->lists[l].planned = rank->lists[l].count;
     for (uint32_t i = 0; i < rank->shared_count && code == RF_OK; i++)
         code = cover(rs, rank, &rank->shared[i], find_idle, err);
     return code;
@@ -388,14 +490,38 @@ static int compare_moves(const void *a, const void *b)
     return x->write_offset < y->write_offset ? -1 : x->write_offset > y->write_offset;
 }
 
-static void list_sort(struct rs_list *list)
+static void run_sort(struct reshard_move *moves, uint64_t count)
 {
-    bool sorted = true;
+    for (uint64_t i = 1; i < count; i++) {
+        if (compare_moves(&moves[i - 1], &moves[i]) > 0) {
+            qsort(moves, count, sizeof *moves, compare_moves);
+            return;
+        }
+    }
+}
 
-    for (uint64_t i = 1; i < list->count && sorted; i++)
-        sorted = compare_moves(&list->moves[i - 1], &list->moves[i]) <= 0;
-    if (!sorted)
-        qsort(list->moves, list->count, sizeof *list->moves, compare_moves);
+/* Two runs: what only one holder has, nearly always in order, and the few moves that were added later
+ * because several have them. */
+static enum rf_code list_sort(struct rs_list *list, struct rf_error *err)
+{
+    uint64_t later = list->count - list->planned;
+    uint64_t left = list->planned;
+    uint64_t out = list->count;
+
+    run_sort(list->moves, list->planned);
+    if (later == 0)
+        return RF_OK;
+    struct reshard_move *spare = malloc(later * sizeof *spare);
+    if (spare == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory to sort %" PRIu64 " moves", list->count);
+    memcpy(spare, list->moves + list->planned, later * sizeof *spare);
+    run_sort(spare, later);
+    while (later > 0) {
+        bool take_left = left > 0 && compare_moves(&list->moves[left - 1], &spare[later - 1]) > 0;
+        list->moves[--out] = take_left ? list->moves[--left] : spare[--later];
+    }
+    free(spare);
+    return RF_OK;
 }
 
 /* Joins neighbours that go on where the one before ends; they were not neighbours when they were added. */
@@ -404,8 +530,8 @@ static void list_merge(struct rs_list *list)
     uint64_t kept = 0;
 
     for (uint64_t i = 1; i < list->count; i++) {
-        if (!rs_move_join(&list->moves[kept], &list->moves[i], false))
-            list->moves[++kept] = list->moves[i];
+        if (!rs_move_join(&list->moves[kept], &list->moves[i], false) && ++kept != i)
+            list->moves[kept] = list->moves[i];
     }
     if (list->count > 0)
         list->count = kept + 1;
@@ -430,7 +556,9 @@ enum rf_code rs_rank_finish(struct rs *rs, struct rs_rank *rank, struct rf_error
     for (uint32_t i = 0; i < rank->list_count; i++) {
         struct rs_list *list = &rank->lists[i];
 
-        list_sort(list);
+        enum rf_code code = list_sort(list, err);
+        if (code != RF_OK)
+            return code;
         list_merge(list);
         to->groups[i] = (struct reshard_group){.holder = list->holder,
                                                .moves = list->moves,
