@@ -169,10 +169,9 @@ static enum rf_code element_add(struct rank_adding *adding, const struct shard_o
     for (uint32_t i = 0; i < output->per_element && code == RF_OK; i++) {
         uint32_t source = adding->shard->items[first_item + i];
 
-        if (i + 1 < output->per_element)
+        code = element_take(adding, output, source, i == 0, element);
+        if (code == RF_OK && i + 1 < output->per_element)
             code = blocks_check(adding, source);
-        if (code == RF_OK)
-            code = element_take(adding, output, source, i == 0, element);
     }
     return code;
 }
