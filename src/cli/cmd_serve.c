@@ -22,9 +22,10 @@ static const struct option_spec serve_options[] = {
      .help = "A Hugging Face folder, or one .safetensors file."},
     {.name = "from",
      .type = OPTION_TEXT,
-     .arg = "URL",
+     .arg = "URL[,URL...]",
      .offset = offsetof(struct serve_command, from),
-     .help = "A running seed to fork from: http://HOST:PORT."},
+     .help = "A running seed to fork from: http://HOST:PORT. Several, with commas between them: "
+             "seeds that hold different ranks of one model."},
     {.name = "load-format",
      .type = OPTION_CHOICE,
      .arg = "auto|safetensors|remote_instance",
@@ -155,13 +156,15 @@ static const struct command_spec serve_spec = {
         "the moment it is complete, when a line starting with \"rfork: ready\" is printed.\n"
         "With --tp a checkpoint is cut into tensor-parallel ranks: slices in one piece are shown "
         "where they are, others are put together while the files are read, and no byte is held "
-        "twice.\n"
+        "twice. With --from too: each rank takes just its slices, from the seed's ranks that have "
+        "them, however the seed is cut.\n"
         "SIGTERM or Ctrl-C: readers may finish, then it ends. A second one ends it at once.\n",
     OPTION_ROWS(serve_options),
     .examples = "  rfork serve --model-path models/all-MiniLM-L6-v2\n"
                 "  rfork serve --model-path models/llama --host 0.0.0.0 --mmap\n"
                 "  rfork serve --model-path models/llama --tp 8 --ranks 0-3 --layout sglang\n"
                 "  rfork serve --from http://10.0.0.5:30000 --port 30001\n"
+                "  rfork serve --from http://10.0.0.5:30000 --port 30001 --tp 4\n"
                 "  rfork serve --load-format remote_instance \\\n"
                 "      --remote-instance-weight-loader-seed-instance-ip 10.0.0.5 \\\n"
                 "      --remote-instance-weight-loader-seed-instance-service-port 30000\n",
@@ -216,9 +219,6 @@ static int serve_check_source(const struct serve_command *command)
                                      "URL to fork from a seed");
     if (command->mmap && command->model_path == NULL)
         return output_usage("serve", "serve: --mmap is about files: it needs --model-path");
-    if (command->from != NULL && shards_asked(&command->shard))
-        return output_usage("serve", "serve: --tp, --ep, --ranks, --layout and --plan are about "
-                                     "a checkpoint: they do not go with a seed");
     if (command->chunk_bytes % MANIFEST_LEAF_BYTES != 0)
         return output_usage("serve", "serve: --chunk-size: %" PRIu64 " is no multiple of 64KiB",
                             command->chunk_bytes);

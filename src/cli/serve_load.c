@@ -2,6 +2,7 @@
 #include "base/size.h"
 #include "cli/output.h"
 #include "cli/progress.h"
+#include "cli/seeds.h"
 #include "cli/serve.h"
 #include "cli/signals.h"
 #include "memory/region.h"
@@ -111,20 +112,22 @@ static enum rf_code load_files(const struct serve_command *command, struct serve
 
 /* ---- from a seed ---- */
 
-static void say_taking(const struct serve_command *command, const struct remote *remote)
+static void say_taking(const struct serve_command *command, const struct seeds *seeds)
 {
-    const struct manifest *manifest = remote_manifest(remote);
+    const struct manifest *manifest = seeds_manifest(seeds);
+    uint64_t tensors = seeds_tensor_count(seeds);
     char bytes[SIZE_TEXT_BYTES];
     char available[SIZE_TEXT_BYTES];
 
     size_text(manifest_total_bytes(manifest), bytes);
-    if (transfer_maps(&command->transfer, remote))
-        output_note("%.200s: %s in %" PRIu64 " tensors from %s; sharing its memory",
-                    manifest->model, bytes, remote_info(remote)->tensor_count, command->from);
+    if (seeds_map(seeds, &command->transfer))
+        output_note("%.200s: %s in %" PRIu64 " tensors from %s; sharing its memory%s",
+                    manifest->model, bytes, tensors, command->from,
+                    seeds->reshard != NULL ? " where slices lie there in one piece" : "");
     else
         output_note("%.200s: %s in %" PRIu64 " tensors from %s; taking %s of shared memory, %s "
                     "available",
-                    manifest->model, bytes, remote_info(remote)->tensor_count, command->from, bytes,
+                    manifest->model, bytes, tensors, command->from, bytes,
                     size_text(memory_available(), available));
 }
 
@@ -132,21 +135,20 @@ static enum rf_code load_seed(const struct serve_command *command, struct serve_
                               struct rf_error *err)
 {
     const struct transfer_options *transfer = &command->transfer;
-    struct remote_options options;
     struct remote_result result;
-    struct remote *remote = NULL;
+    struct seeds seeds;
+    enum rf_code code = seeds_open_list(command->from, transfer, &command->shard, &seeds, err);
 
-    transfer_remote_options(transfer, &options);
-    enum rf_code code = remote_open(command->from, &options, transfer->wait_ready_ms, &remote, err);
-    if (code != RF_OK)
-        return code;
-    say_taking(command, remote);
-    snprintf(loaded->model, sizeof(loaded->model), "%s", remote_manifest(remote)->model);
-    progress_begin(loaded->model, manifest_total_bytes(remote_manifest(remote)));
-    code = remote_fork_memory(remote, transfer->copy ? REMOTE_COPY : REMOTE_SHARE, transfer->verify,
-                              &loaded->store, &result, err);
-    progress_end();
-    remote_close(remote);
+    if (code == RF_OK) {
+        const struct manifest *manifest = seeds_manifest(&seeds);
+
+        say_taking(command, &seeds);
+        snprintf(loaded->model, sizeof(loaded->model), "%s", manifest->model);
+        progress_begin(loaded->model, manifest_total_bytes(manifest));
+        code = seeds_take(&seeds, transfer, &loaded->store, &result, err);
+        progress_end();
+    }
+    seeds_close(&seeds);
     if (code != RF_OK)
         return code;
     loaded->source = command->from;

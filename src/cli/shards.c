@@ -9,8 +9,8 @@
 
 bool shards_asked(const struct shard_options *options)
 {
-    return options->tp > 1 || options->ep > 1 || options->ranks != NULL || options->plan != NULL ||
-           strcmp(options->layout, "checkpoint") != 0;
+    return options->tp > 0 || options->ep > 0 || options->ranks != NULL || options->plan != NULL ||
+           options->layout != NULL;
 }
 
 static enum rf_code plan_read(const char *path, struct plan **ret_plan, struct rf_error *err)
@@ -41,9 +41,11 @@ static enum rf_code plan_read(const char *path, struct plan **ret_plan, struct r
 enum rf_code shards_resolve(const struct shard_options *options, struct shards *ret_shards,
                             struct rf_error *err)
 {
-    struct shards shards = {.given = options->tp > 1 || options->ep > 1 || options->plan != NULL ||
-                                     strcmp(options->layout, "checkpoint") != 0};
-    enum rf_code code = ranks_parse(options->ranks, (uint32_t)options->tp, &shards.ranks, err);
+    const char *layout = options->layout != NULL ? options->layout : "checkpoint";
+    uint32_t tp = options->tp > 0 ? (uint32_t)options->tp : 1;
+    struct shards shards = {.given = tp > 1 || options->ep > 1 || options->plan != NULL ||
+                                     strcmp(layout, "checkpoint") != 0};
+    enum rf_code code = ranks_parse(options->ranks, tp, &shards.ranks, err);
 
     if (code != RF_OK)
         return rf_error_wrap(err, code, "--ranks");
@@ -54,11 +56,11 @@ enum rf_code shards_resolve(const struct shard_options *options, struct shards *
         return code;
     }
     shards.load = (struct load_shards){
-        .tp_size = (uint32_t)options->tp,
-        .ep_size = (uint32_t)options->ep,
+        .tp_size = tp,
+        .ep_size = options->ep > 0 ? (uint32_t)options->ep : 1,
         .ranks = shards.ranks.list,
         .rank_count = shards.ranks.count,
-        .layout = options->layout,
+        .layout = layout,
         .plan = shards.plan,
     };
     *ret_shards = shards;

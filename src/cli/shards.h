@@ -1,4 +1,4 @@
-/* The options that cut a checkpoint into tensor-parallel ranks, as serve and inspect take them. */
+/* The options that cut a model into tensor-parallel ranks, as serve, fork and inspect take them. */
 #ifndef CLI_SHARDS_H
 #define CLI_SHARDS_H
 
@@ -7,34 +7,34 @@
 #include "seed/load.h"
 
 struct shard_options {
-    uint64_t tp;
-    uint64_t ep;
-    const char *ranks; /* NULL: all */
-    const char *layout;
-    const char *plan; /* path; NULL: the built-in one */
+    uint64_t tp;        /* 0: not given: 1, of a fork the seed's */
+    uint64_t ep;        /* the same */
+    const char *ranks;  /* NULL: all */
+    const char *layout; /* NULL: not given: "checkpoint", of a fork the seed's */
+    const char *plan;   /* path; NULL: the built-in one */
 };
 
 /* Rows of an option table; `at` is the offset of a struct shard_options. */
 /* clang-format off */
 #define SHARD_ROW_TP(at)                                                                           \
     {.name = "tp", .aliases = "tp-size|tensor-parallel-size", .type = OPTION_COUNT, .arg = "N",    \
-     .fallback = "1", .min = 1, .max = MANIFEST_MAX_RANKS,                                         \
-     .offset = (at) + offsetof(struct shard_options, tp),                                          \
-     .help = "Cut the checkpoint into N tensor-parallel ranks."}
+     .min = 1, .max = MANIFEST_MAX_RANKS, .offset = (at) + offsetof(struct shard_options, tp),     \
+     .help = "Cut the model into N tensor-parallel ranks. If not given, a checkpoint is one rank " \
+             "and a fork is cut as its seed."}
 #define SHARD_ROW_EP(at)                                                                           \
     {.name = "ep", .aliases = "ep-size|expert-parallel-size", .type = OPTION_COUNT, .arg = "N",    \
-     .fallback = "1", .min = 1, .max = MANIFEST_MAX_RANKS,                                         \
-     .offset = (at) + offsetof(struct shard_options, ep),                                          \
+     .min = 1, .max = MANIFEST_MAX_RANKS, .offset = (at) + offsetof(struct shard_options, ep),     \
      .help = "Divide the experts among N groups of these ranks, instead of cutting each."}
 #define SHARD_ROW_RANKS(at)                                                                        \
     {.name = "ranks", .type = OPTION_TEXT, .arg = "LIST",                                          \
      .offset = (at) + offsetof(struct shard_options, ranks),                                       \
      .help = "Which of the ranks to hold: 0-3, or 0,2,5. All if not given."}
 #define SHARD_ROW_LAYOUT(at)                                                                       \
-    {.name = "layout", .type = OPTION_TEXT, .arg = "NAME", .fallback = "checkpoint",               \
+    {.name = "layout", .type = OPTION_TEXT, .arg = "NAME",                                         \
      .offset = (at) + offsetof(struct shard_options, layout),                                      \
      .help = "checkpoint: each tensor under its own name. sglang: fused, padded and named as an "  \
-             "SGLang engine has them. Or another layout that the plan describes."}
+             "SGLang engine has them. A plan may have others. If not given: checkpoint, of a "     \
+             "fork the seed's."}
 #define SHARD_ROW_PLAN(at)                                                                         \
     {.name = "plan", .type = OPTION_TEXT, .arg = "FILE",                                           \
      .offset = (at) + offsetof(struct shard_options, plan),                                        \

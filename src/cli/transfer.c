@@ -52,17 +52,21 @@ const char *transfer_root_text(const struct remote *remote, const struct remote_
     return hash_text(remote_manifest(remote)->algorithm, result->root, out);
 }
 
-void transfer_json(const struct remote *remote, const struct remote_result *result,
-                   struct jsonout *out)
+void transfer_json(const struct remote *remote, const struct manifest *manifest,
+                   const struct remote_result *result, struct jsonout *out)
 {
-    const struct instance_info *info = remote_info(remote);
     char root[HASH_TEXT_BYTES];
+    uint64_t tensors = 0;
+
+    for (uint32_t i = 0; i < manifest->rank_count; i++)
+        tensors += manifest->ranks[i].tensor_count;
 
     jsonout_text(out, "url", client_url(remote_client(remote)));
-    jsonout_text(out, "model", info->model);
-    jsonout_u64(out, "tensors", info->tensor_count);
-    jsonout_u64(out, "ranks", remote_manifest(remote)->rank_count);
+    jsonout_text(out, "model", manifest->model);
+    jsonout_u64(out, "tensors", tensors);
+    jsonout_u64(out, "ranks", manifest->rank_count);
     jsonout_u64(out, "bytes", result->bytes);
+    jsonout_u64(out, "copied_bytes", result->mapped ? result->copied_bytes : result->bytes);
     jsonout_double(out, "seconds", result->seconds);
     /* Of a mapping no byte moved: a rate would be an invention. */
     if (result->mapped || result->seconds <= 0)

@@ -72,8 +72,8 @@ const char *transfer_root_text(const struct remote *remote, const struct remote_
                                char out[HASH_TEXT_BYTES]);
 
 /* Members of the object that is open: bytes, seconds, bytes_per_s, transport, reason, verified,
- * root_digest and so on. */
-void transfer_json(const struct remote *remote, const struct remote_result *result,
-                   struct jsonout *out);
+ * root_digest and so on. manifest: what was taken. */
+void transfer_json(const struct remote *remote, const struct manifest *manifest,
+                   const struct remote_result *result, struct jsonout *out);
 
 #endif

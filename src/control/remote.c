@@ -202,14 +202,35 @@ static enum rf_code root_of(const struct manifest *manifest, struct digest_table
     return code;
 }
 
+void remote_describe(const struct remote *remote, struct remote_result *result)
+{
+    bool copied = !result->mapped && remote->choice.transport->map != NULL;
+    char mapped[SIZE_TEXT_BYTES];
+    char moved[SIZE_TEXT_BYTES];
+
+    result->seconds = clock_seconds(remote->opened_ns, clock_now_ns());
+    snprintf(result->transport, sizeof(result->transport), "%s%s",
+             remote->choice.endpoint.transport, copied ? " (copy)" : "");
+    if (result->mapped && result->copied_bytes > 0)
+        snprintf(result->reason, sizeof(result->reason), "%.900s; %s shared, %s copied",
+                 remote->choice.reason, size_text(result->bytes - result->copied_bytes, mapped),
+                 size_text(result->copied_bytes, moved));
+    else if (result->mapped)
+        snprintf(result->reason, sizeof(result->reason), "%s", remote->choice.reason);
+    else
+        snprintf(result->reason, sizeof(result->reason), "%.900s; %u connection%s",
+                 remote->choice.reason, result->connections, result->connections == 1 ? "" : "s");
+    log_info("forked", "url=%s transport=%s bytes=%" PRIu64 " seconds=%.3f retried=%" PRIu64,
+             client_url(remote->client), result->transport, result->bytes, result->seconds,
+             result->chunks_retried);
+}
+
 enum rf_code remote_finish(struct remote *remote, struct digest_table *const *tables,
                            struct remote_result *result, struct rf_error *err)
 {
-    const char *name = remote->choice.endpoint.transport;
     bool complete = true;
     enum rf_code code = RF_OK;
 
-    result->seconds = clock_seconds(remote->opened_ns, clock_now_ns());
     for (uint32_t i = 0; i < remote->manifest->rank_count; i++) {
         const struct digest_table *table = tables[i];
 
@@ -218,16 +239,7 @@ enum rf_code remote_finish(struct remote *remote, struct digest_table *const *ta
     }
     if (complete)
         code = root_of(remote->manifest, tables, result, err);
-    bool copied = !result->mapped && remote->choice.transport->map != NULL;
-    snprintf(result->transport, sizeof(result->transport), "%s%s", name, copied ? " (copy)" : "");
-    if (result->mapped)
-        snprintf(result->reason, sizeof(result->reason), "%s", remote->choice.reason);
-    else
-        snprintf(result->reason, sizeof(result->reason), "%.900s; %u connection%s",
-                 remote->choice.reason, result->connections, result->connections == 1 ? "" : "s");
-    log_info("forked", "url=%s transport=%s bytes=%" PRIu64 " seconds=%.3f retried=%" PRIu64,
-             client_url(remote->client), result->transport, result->bytes, result->seconds,
-             result->chunks_retried);
+    remote_describe(remote, result);
     return code;
 }
 

@@ -42,6 +42,7 @@ struct remote_result {
     bool verified;                            /* every byte against the seed's digests */
     bool mapped;
     uint64_t bytes;
+    uint64_t copied_bytes; /* of a mapping: those that had to be copied, as they lay elsewhere */
     uint64_t wire_bytes;
     uint64_t chunks;
     uint64_t chunks_retried;
@@ -63,9 +64,10 @@ enum rf_code remote_fork_memory(struct remote *remote, enum remote_memory memory
                                 bool verify_mapped, struct store **ret_store,
                                 struct remote_result *ret_result, struct rf_error *err);
 
-/* Writes a model folder: weight files byte-identical to the seed's where it loaded files, else
- * one safetensors file per rank ("model.safetensors"; shards "model-00001-of-0000N.safetensors"
- * of at most shard_bytes with an index); side files too. */
+/* Writes a model folder: the whole checkpoint, put together again if the seed's ranks are made of
+ * slices of it. Weight files are byte-identical to the seed's where it loaded files, else there is
+ * one safetensors file ("model.safetensors"; shards "model-00001-of-0000N.safetensors" of at most
+ * shard_bytes with an index); side files too. */
 struct remote_folder_options {
     const char *path;
     bool durable;         /* fsync before the rename */

@@ -3,6 +3,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "control/remote_internal.h"
+#include "control/remote_reshard.h"
 #include "format/model_folder.h"
 
 #include <errno.h>
@@ -17,7 +18,8 @@ enum { FOLDER_INDEX_NAME_BYTES = 64 };
 
 struct out {
     struct remote *remote;
-    const struct manifest *manifest;
+    struct remote_reshard *reshard;  /* NULL: the seed's one rank as it is */
+    const struct manifest *manifest; /* of what is written */
     struct folder_writer *writer;
     struct fork_dest *dests; /* [rank_count] */
 };
@@ -292,7 +294,9 @@ static bool has_weight_files(const struct manifest *manifest)
     return manifest->file_count > 0 && manifest->files[0].kind == FILE_WEIGHTS;
 }
 
-static enum rf_code transfer(struct out *out, struct remote_result *result, struct rf_error *err)
+/* The seed's one rank, by its chunks. */
+static enum rf_code transfer_rank(struct out *out, struct remote_result *result,
+                                  struct rf_error *err)
 {
     const struct manifest *manifest = out->manifest;
     struct digest_table *table =
@@ -312,30 +316,40 @@ static enum rf_code transfer(struct out *out, struct remote_result *result, stru
         .move_count = whole.read.bytes > 0 ? 1 : 0,
         .tables = tables,
     };
-    enum rf_code code = fork_dest_finish(&out->dests[0], manifest->ranks[0].stream_bytes, err);
-    if (code == RF_OK)
-        code = remote_run(&run, result, err);
+    enum rf_code code = remote_run(&run, result, err);
     if (code == RF_OK)
         code = remote_finish(out->remote, tables, result, err);
     digest_table_destroy(table);
     return code;
 }
 
-enum rf_code remote_fork_folder(struct remote *remote, const struct remote_folder_options *folder,
-                                struct remote_result *ret_result, struct rf_error *err)
+static enum rf_code transfer(struct out *out, struct remote_result *result, struct rf_error *err)
+{
+    enum rf_code code = fork_dest_finish(&out->dests[0], out->manifest->ranks[0].stream_bytes, err);
+
+    if (code != RF_OK)
+        return code;
+    return out->reshard != NULL ? remote_reshard_dest(out->reshard, &out->dests[0], result, err)
+                                : transfer_rank(out, result, err);
+}
+
+enum rf_code remote_write_folder(struct remote *remote, struct remote_reshard *reshard,
+                                 const struct remote_folder_options *folder,
+                                 struct remote_result *ret_result, struct rf_error *err)
 {
     struct fork_dest dest = {.count = 0};
-    struct out out = {.remote = remote, .manifest = remote->manifest, .dests = &dest};
+    struct out out = {
+        .remote = remote,
+        .reshard = reshard,
+        .manifest = reshard != NULL ? remote_reshard_manifest(reshard) : remote->manifest,
+        .dests = &dest,
+    };
     struct remote_result result = {.verified = remote->options->verify};
 
-    if (remote->manifest->rank_count != 1)
-        return rf_fail(err, RF_E_UNSUPPORTED,
-                       "%s has %" PRIu32 " ranks: a folder is written from a seed of one rank",
-                       client_url(remote->client), remote->manifest->rank_count);
     enum rf_code code = folder_writer_create(folder->path, &out.writer, err);
     if (code == RF_OK)
-        code = has_weight_files(remote->manifest) ? prepare_files(&out, err)
-                                                  : prepare_new(&out, folder->shard_bytes, err);
+        code = has_weight_files(out.manifest) ? prepare_files(&out, err)
+                                              : prepare_new(&out, folder->shard_bytes, err);
     if (code == RF_OK)
         code = transfer(&out, &result, err);
     if (code == RF_OK)
@@ -346,5 +360,19 @@ enum rf_code remote_fork_folder(struct remote *remote, const struct remote_folde
         result.seconds = clock_seconds(remote->opened_ns, clock_now_ns());
         *ret_result = result;
     }
+    return code;
+}
+
+enum rf_code remote_fork_folder(struct remote *remote, const struct remote_folder_options *folder,
+                                struct remote_result *ret_result, struct rf_error *err)
+{
+    struct remote_reshard *whole = NULL;
+
+    if (remote->manifest->rank_count == 1 && remote->manifest->source_count == 0)
+        return remote_write_folder(remote, NULL, folder, ret_result, err);
+    enum rf_code code = remote_reshard_whole(&remote, 1, &whole, err);
+    if (code == RF_OK)
+        code = remote_write_folder(remote, whole, folder, ret_result, err);
+    remote_reshard_destroy(whole);
     return code;
 }

@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "control/remote.h"
+#include "model/reshard.h"
 
 struct remote {
     const struct remote_options *options;
@@ -38,11 +39,19 @@ enum rf_code remote_run(const struct remote_run *run, struct remote_result *resu
                         struct rf_error *err);
 
 /* All ranks of the store's manifest into shared memory of our own, sealed when complete; the run's
- * targets are made here. */
-enum rf_code remote_copy_ranks(const struct remote_run *run, struct store *store,
-                               struct remote_result *result, struct rf_error *err);
+ * targets are made here. plan: has the constants to fill in; NULL if there are none. */
+enum rf_code remote_copy_ranks(const struct remote_run *run, const struct reshard *plan,
+                               struct store *store, struct remote_result *result,
+                               struct rf_error *err);
 /* What the seed holds of the manifest's files, into the store. */
 enum rf_code remote_take_files(struct remote *remote, struct store *store, struct rf_error *err);
+
+struct remote_reshard;
+
+/* Writes the one rank of a seed, or of what a reshard makes (NULL: the seed's own), as a folder. */
+enum rf_code remote_write_folder(struct remote *remote, struct remote_reshard *reshard,
+                                 const struct remote_folder_options *folder,
+                                 struct remote_result *ret_result, struct rf_error *err);
 
 /* Asks the seed how it is. RF_OK: ready. RF_AGAIN: still loading. Anything else: it will not become
  * ready, and err says why. */
@@ -62,7 +71,9 @@ enum rf_code remote_refuse_large(const struct remote *remote, uint64_t wanted,
 enum rf_code remote_prepare_region(void *ctx, uint64_t stream_offset, uint64_t bytes,
                                    struct rf_error *err);
 
-/* Fills transport, reason, times; the root if all tables (one per rank, NULL entries allowed)
+/* Fills transport, reason, times, from what the result says already. */
+void remote_describe(const struct remote *remote, struct remote_result *result);
+/* The same, and the root if all tables (one per rank, NULL entries allowed)
  * are complete. */
 enum rf_code remote_finish(struct remote *remote, struct digest_table *const *tables,
                            struct remote_result *result, struct rf_error *err);

@@ -130,14 +130,28 @@ static enum rf_code copy_begin(struct copy_rank *copy, uint64_t bytes, struct rf
     return code == RF_OK ? fork_dest_finish(&copy->dest, bytes, err) : code;
 }
 
-static enum rf_code copy_end(struct copy_rank *copy, struct store *store, uint32_t rank,
-                             struct rf_error *err)
+/* Constants; those that are zeros are there already. */
+static void copy_fill(struct copy_rank *copy, const struct reshard_rank *from)
+{
+    for (uint32_t i = 0; i < from->fill_count; i++) {
+        const struct reshard_fill *fill = &from->fills[i];
+
+        if (fill->constant->axis != 0)
+            part_fill(fill->constant, region_data_writable(copy->region) + fill->offset,
+                      fill->constant->bytes);
+    }
+}
+
+static enum rf_code copy_end(struct copy_rank *copy, const struct reshard *plan,
+                             struct store *store, uint32_t rank, struct rf_error *err)
 {
     uint64_t bytes = store->manifest->ranks[rank].stream_bytes;
     struct layout *layout = &store->ranks[rank].layout;
 
     if (bytes == 0)
         return layout_finish(layout, 0, err);
+    if (plan != NULL)
+        copy_fill(copy, &plan->ranks[rank]);
     enum rf_code code = region_seal(copy->region, err);
     if (code == RF_OK)
         code = store_add_region(store, copy->region, err);
@@ -146,8 +160,9 @@ static enum rf_code copy_end(struct copy_rank *copy, struct store *store, uint32
     return code == RF_OK ? layout_finish(layout, bytes, err) : code;
 }
 
-enum rf_code remote_copy_ranks(const struct remote_run *run, struct store *store,
-                               struct remote_result *result, struct rf_error *err)
+enum rf_code remote_copy_ranks(const struct remote_run *run, const struct reshard *plan,
+                               struct store *store, struct remote_result *result,
+                               struct rf_error *err)
 {
     uint32_t count = store->manifest->rank_count;
     struct remote_run filled = *run;
@@ -168,7 +183,7 @@ enum rf_code remote_copy_ranks(const struct remote_run *run, struct store *store
     if (code == RF_OK)
         code = remote_run(&filled, result, err);
     for (uint32_t i = 0; code == RF_OK && i < count; i++)
-        code = copy_end(&copies[i], store, i, err);
+        code = copy_end(&copies[i], plan, store, i, err);
     for (uint32_t i = 0; i < count; i++) {
         fork_dest_free(&copies[i].dest);
         region_unref(copies[i].region);
@@ -196,7 +211,7 @@ static enum rf_code copy_all(struct remote *remote, struct store *store,
             moves[run.move_count++] =
                 (struct fork_move){.read = {.bytes = bytes, .count = 1}, .source = i, .target = i};
     }
-    return code == RF_OK ? remote_copy_ranks(&run, store, result, err) : code;
+    return code == RF_OK ? remote_copy_ranks(&run, NULL, store, result, err) : code;
 }
 
 enum rf_code remote_take_files(struct remote *remote, struct store *store, struct rf_error *err)

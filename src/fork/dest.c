@@ -102,3 +102,8 @@ uint32_t fork_dest_find_near(const struct fork_dest *dest, uint64_t stream_offse
     }
     return fork_dest_find(dest, stream_offset);
 }
+
+const struct fork_segment *fork_dest_at(const struct fork_dest *dest, uint64_t stream_offset)
+{
+    return &dest->segments[fork_dest_find(dest, stream_offset)];
+}

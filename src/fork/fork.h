@@ -26,6 +26,8 @@ enum rf_code fork_dest_add(struct fork_dest *dest, const struct fork_segment *se
                            struct rf_error *err);
 enum rf_code fork_dest_finish(struct fork_dest *dest, uint64_t stream_bytes, struct rf_error *err);
 void fork_dest_free(struct fork_dest *dest);
+/* The segment that holds an offset of the stream; of a finished destination. */
+const struct fork_segment *fork_dest_at(const struct fork_dest *dest, uint64_t stream_offset);
 
 /* Bytes taken so far; called from one thread at a time, at most every 100 ms, and once at the
  * end. */

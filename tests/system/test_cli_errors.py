@@ -150,7 +150,7 @@ class CommandLine(util.Case):
 
     def test_operands(self):
         self.usage("fork", says="an argument is missing: rfork fork URL")
-        self.usage("fork", "a", "b", says='one argument too many: "b"')
+        self.usage("inspect", "a", "b", says='one argument too many: "b"')
         self.usage("diff", "a", says="another argument is missing: rfork diff A B")
         self.usage("serve", "model", says='one argument too many: "model"')
         self.usage("version", "now", says="takes no arguments")
