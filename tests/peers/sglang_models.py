@@ -115,22 +115,26 @@ def dense(config: dict, dtype: str, lm_head: bool, **of_attention: object) -> li
     return outside(config, dtype, layers, lm_head)
 
 
-def quantised(model: Model, block: int) -> Model:
+def quantised(model: Model, block: int, apart: tuple[str, ...] = ()) -> Model:
     """The same in block-FP8: projections of the layers become F8_E4M3 with an F32 scale for block x block elements.
 
     As in the published FP8 checkpoints, norms, embeddings, lm_head, routers and eh_proj stay as they are, and the
-    correction bias of a router is F32.
+    correction bias of a router is F32. `apart` are modules that stay as they are, too, as the config says.
     """
     tensors: list[Tensor] = []
     for tensor in model.tensors:
         if tensor.name.endswith("e_score_correction_bias"):
             tensors.append(Tensor(tensor.name, "F32", tensor.shape))
+        elif tensor.name.removesuffix(".weight") in apart:
+            tensors.append(tensor)
         elif tensor.name.endswith(("_proj.weight", "_with_mqa.weight")) and "eh_proj" not in tensor.name:
             tensors.append(Tensor(tensor.name, "F8_E4M3", tensor.shape))
             tensors.append(Tensor(f"{tensor.name}_scale_inv", "F32", tuple(-(-n // block) for n in tensor.shape)))
         else:
             tensors.append(tensor)
     how = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [block, block]}
+    if apart:
+        how["modules_to_not_convert"] = ["lm_head", *apart]
     return Model({**model.config, "quantization_config": how}, tensors, model.shards, model.sizes)
 
 
@@ -200,7 +204,7 @@ def qwen3_tied() -> Model:
     return Model(config, dense(config, "BF16", False, qk_norm=True), shards=1, sizes=(1, 4))
 
 
-def dense_fp8(architecture: str, model_type: str, **of_attention: object) -> Model:
+def dense_fp8(architecture: str, model_type: str, apart: tuple[str, ...] = (), **of_attention: object) -> Model:
     """Block-FP8 of a dense family: every slice is whole blocks, or SGLang refuses; the hidden size is not."""
     config = common(
         architecture, model_type, "BF16", hidden_size=448, intermediate_size=512, num_hidden_layers=2, head_dim=128,
@@ -209,7 +213,7 @@ def dense_fp8(architecture: str, model_type: str, **of_attention: object) -> Mod
     )  # fmt: skip
     if model_type == "qwen2":  # knows no head_dim: it is the hidden size by the heads
         config = {**config, "hidden_size": 512}
-    return quantised(Model(config, dense(config, "BF16", False, **of_attention)), 128)
+    return quantised(Model(config, dense(config, "BF16", False, **of_attention)), 128, apart)
 
 
 def llama_fp8() -> Model:
@@ -223,8 +227,9 @@ def qwen2_fp8() -> Model:
 
 
 def qwen3_fp8() -> Model:
-    """Block-FP8."""
-    return dense_fp8("Qwen3ForCausalLM", "qwen3", qk_norm=True)
+    """Block-FP8, but for two modules of the second layer."""
+    apart = ("model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj")
+    return dense_fp8("Qwen3ForCausalLM", "qwen3", apart, qk_norm=True)
 
 
 def moe_layers(config: dict, dtype: str) -> list[Tensor]:
@@ -337,6 +342,16 @@ def deepseek_fused() -> Model:
     return Model(config, deepseek_tensors(config, "BF16"), sizes=(1, 2, 4))
 
 
+def deepseek_fused_fp8() -> Model:
+    """The same in block-FP8, which is how DeepSeek-V3 is published."""
+    config = deepseek_config(
+        hidden_size=128, intermediate_size=256, moe_intermediate_size=256, num_attention_heads=2, num_key_value_heads=2,
+        q_lora_rank=128, kv_lora_rank=128, qk_nope_head_dim=128, qk_rope_head_dim=128, v_head_dim=128,
+        n_routed_experts=256, n_shared_experts=1, num_experts_per_tok=8, n_group=8, topk_group=4, num_hidden_layers=2,
+    )  # fmt: skip
+    return quantised(Model(config, deepseek_tensors(config, "BF16"), sizes=(2,)), 128)
+
+
 def deepseek_fp8() -> Model:
     """Block-FP8: kv_a has half a block more than whole ones, as in DeepSeek-V3."""
     config = deepseek_config(
@@ -353,7 +368,8 @@ FAMILIES: dict[str, Callable[[], Model]] = {
     "qwen2": qwen2, "qwen2-tied": qwen2_tied, "qwen2-fp8": qwen2_fp8,
     "qwen3": qwen3, "qwen3-tied": qwen3_tied, "qwen3-fp8": qwen3_fp8,
     "qwen3-moe": qwen3_moe, "qwen3-moe-fp8": qwen3_moe_fp8,
-    "deepseek": deepseek, "deepseek-fused": deepseek_fused, "deepseek-fp8": deepseek_fp8,
+    "deepseek": deepseek, "deepseek-fp8": deepseek_fp8,
+    "deepseek-fused": deepseek_fused, "deepseek-fused-fp8": deepseek_fused_fp8,
 }  # fmt: skip
 
 

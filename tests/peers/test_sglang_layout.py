@@ -36,7 +36,7 @@ RANDOM_SEED = int(os.environ.get("RFORK_SGLANG_SEED", "0"))
 
 # The layout of an engine on a GPU that keeps a single shared expert as the last of the routed ones.
 FUSED = "sglang-shared-fused"
-LAYOUTS = {"deepseek-fused": FUSED}
+LAYOUTS = {"deepseek-fused": FUSED, "deepseek-fused-fp8": FUSED}
 # SGLang looks for these scales under another name than the checkpoint's, and leaves its own as they were.
 WITHOUT_SCALES = {"llama-fp8"}
 
