@@ -107,6 +107,8 @@ int main(int argc, char **argv)
     /* A peer or a pipe that goes away is an error code of the call that noticed, not the end of
      * a server. */
     signal(SIGPIPE, SIG_IGN);
+    /* The same for a file that would grow beyond `ulimit -f`: EFBIG of the write. */
+    signal(SIGXFSZ, SIG_IGN);
     if (argc < 2) {
         put_usage(stderr);
         return RF_E_INVAL;

@@ -255,8 +255,8 @@ static enum rf_code drive(struct client *client, const struct exchange *exchange
             return rf_fail(err, RF_E_CANCELLED, "%s: cancelled", client->url.text);
         int left_ms = clock_left_ms(deadline_ns);
         if (left_ms == 0)
-            return rf_fail(err, RF_E_TIMEOUT, "%s: no %s answer to %s within %" PRIu64 " ms",
-                           client->url.text, exchange->header_bytes > 0 ? "complete" : "",
+            return rf_fail(err, RF_E_TIMEOUT, "%s: no%s answer to %s within %" PRIu64 " ms",
+                           client->url.text, exchange->header_bytes > 0 ? " complete" : "",
                            exchange->path, exchange->timeout_ms);
         if (code == CURLM_OK)
             code = curl_multi_poll(client->multi, NULL, 0,

@@ -19,10 +19,15 @@ struct writer_dir {
     uint32_t parent; /* of dirs */
 };
 
+enum { WRITER_PART_BYTES = 48 };
+
+/* Until the commit it has a name that is no model file's: whoever finds the temporary folder of a
+ * process that was killed cannot load it. */
 struct writer_file {
     int fd;
-    char *name;   /* relative to the temporary folder, for error lines */
-    uint32_t dir; /* of dirs */
+    char *name;                   /* relative to the temporary folder */
+    uint32_t dir;                 /* of dirs */
+    char part[WRITER_PART_BYTES]; /* what it is called in its folder until then; "" afterwards */
 };
 
 struct folder_writer {
@@ -32,6 +37,7 @@ struct folder_writer {
     uint32_t dir_count;
     struct writer_file *files;
     uint32_t file_count;
+    uint64_t random; /* in the temporary names: no model has files of these */
     bool committed;
 };
 
@@ -40,6 +46,20 @@ static const char *last_part(const char *path)
     const char *slash = strrchr(path, '/');
 
     return slash != NULL ? slash + 1 : path;
+}
+
+static const char *name_now(const struct writer_file *file)
+{
+    return file->part[0] != '\0' ? file->part : last_part(file->name);
+}
+
+static bool file_has_name(const struct folder_writer *writer, const char *name)
+{
+    for (uint32_t i = 0; i < writer->file_count; i++) {
+        if (strcmp(writer->files[i].name, name) == 0)
+            return true;
+    }
+    return false;
 }
 
 static enum rf_code fail_memory(const struct folder_writer *writer, struct rf_error *err)
@@ -185,14 +205,13 @@ fail_name:
 
 static enum rf_code make_temporary(struct folder_writer *writer, struct rf_error *err)
 {
-    uint64_t random = 0;
     char *name = NULL;
-    enum rf_code code = rand_bytes(&random, sizeof(random), err);
+    enum rf_code code = rand_bytes(&writer->random, sizeof(writer->random), err);
 
     if (code != RF_OK)
         return code;
     if (asprintf(&name, "%s.rfork-partial-%d-%016" PRIx64, last_part(writer->path), (int)getpid(),
-                 random) < 0)
+                 writer->random) < 0)
         return fail_memory(writer, err);
     return add_dir(writer, writer->parent_fd, 0, name, err);
 }
@@ -240,6 +259,13 @@ static enum rf_code find_dir(struct folder_writer *writer, const char *name, uin
 
             if (copy == NULL)
                 return fail_memory(writer, err);
+            if (file_has_name(writer, copy)) {
+                errno = EEXIST;
+                enum rf_code taken = rf_fail_sys(err, "%s: create folder %s", writer->path, copy);
+
+                free(copy);
+                return taken;
+            }
             enum rf_code code = add_dir(writer, writer->dirs[at].fd, at, copy, err);
             if (code != RF_OK)
                 return code;
@@ -296,27 +322,29 @@ static enum rf_code reserve(const struct folder_writer *writer, const char *name
     return RF_OK;
 }
 
-static enum rf_code create_file(struct folder_writer *writer, const char *name, uint32_t dir,
-                                int *ret_fd, struct rf_error *err)
+static enum rf_code create_file(struct folder_writer *writer, const char *name,
+                                struct writer_file *file, struct rf_error *err)
 {
-    int fd = openat(writer->dirs[dir].fd, last_part(name),
-                    O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+    struct stat st;
 
-    if (fd < 0 && (errno == EEXIST || errno == EISDIR))
+    snprintf(file->part, sizeof(file->part), ".rfork-%016" PRIx64 "-%" PRIu32, writer->random,
+             writer->file_count);
+    if (file_has_name(writer, name) ||
+        fstatat(writer->dirs[file->dir].fd, last_part(name), &st, AT_SYMLINK_NOFOLLOW) == 0)
         return rf_fail(err, RF_E_INVAL, "%s: %s: a file or folder of that name is there already",
                        writer->path, name);
-    if (fd < 0)
+    file->fd = openat(writer->dirs[file->dir].fd, file->part,
+                      O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (file->fd < 0)
         return rf_fail_sys(err, "%s: create %s%s", writer->path, name,
                            errno == EMFILE ? " (raise the limit of open files: ulimit -n)" : "");
-    *ret_fd = fd;
     return RF_OK;
 }
 
 enum rf_code folder_writer_file(struct folder_writer *writer, const char *name, uint64_t bytes,
                                 int *ret_fd, struct rf_error *err)
 {
-    uint32_t dir = 0;
-    int fd = -1;
+    struct writer_file file = {.fd = -1};
 
     if (!folder_name_ok(name)) {
         return rf_fail(err, RF_E_INVAL,
@@ -328,27 +356,27 @@ enum rf_code folder_writer_file(struct folder_writer *writer, const char *name, 
     if (files == NULL)
         return fail_memory(writer, err);
     writer->files = files;
-    enum rf_code code = find_dir(writer, name, &dir, err);
+    enum rf_code code = find_dir(writer, name, &file.dir, err);
     if (code != RF_OK)
         return code;
-    char *copy = strdup(name);
-    if (copy == NULL)
+    file.name = strdup(name);
+    if (file.name == NULL)
         return fail_memory(writer, err);
-    code = create_file(writer, name, dir, &fd, err);
+    code = create_file(writer, name, &file, err);
     if (code != RF_OK)
         goto fail_copy;
-    code = reserve(writer, name, fd, bytes, err);
+    code = reserve(writer, name, file.fd, bytes, err);
     if (code != RF_OK)
         goto fail_create;
-    files[writer->file_count++] = (struct writer_file){.fd = fd, .name = copy, .dir = dir};
-    *ret_fd = fd;
+    files[writer->file_count++] = file;
+    *ret_fd = file.fd;
     return RF_OK;
 
 fail_create:
-    close(fd);
-    unlinkat(writer->dirs[dir].fd, last_part(name), 0);
+    close(file.fd);
+    unlinkat(writer->dirs[file.dir].fd, file.part, 0);
 fail_copy:
-    free(copy);
+    free(file.name);
     return code;
 }
 
@@ -383,6 +411,22 @@ static enum rf_code close_files(struct folder_writer *writer, struct rf_error *e
     return code;
 }
 
+/* The files get their names, which they keep also if what follows fails. */
+static enum rf_code name_files(struct folder_writer *writer, struct rf_error *err)
+{
+    for (uint32_t i = 0; i < writer->file_count; i++) {
+        struct writer_file *file = &writer->files[i];
+        int dir_fd = writer->dirs[file->dir].fd;
+
+        if (file->part[0] == '\0')
+            continue;
+        if (renameat(dir_fd, file->part, dir_fd, last_part(file->name)) != 0)
+            return rf_fail_sys(err, "%s: give %s its name", writer->path, file->name);
+        file->part[0] = '\0';
+    }
+    return RF_OK;
+}
+
 static enum rf_code put_in_place(struct folder_writer *writer, struct rf_error *err)
 {
     if (renameat(writer->parent_fd, writer->dirs[0].name, writer->parent_fd,
@@ -406,7 +450,9 @@ enum rf_code folder_writer_commit(struct folder_writer *writer, bool durable, st
 {
     if (writer->committed)
         return rf_fail(err, RF_E_INVAL, "%s: committed already", writer->path);
-    enum rf_code code = durable ? flush(writer, err) : RF_OK;
+    enum rf_code code = name_files(writer, err);
+    if (code == RF_OK && durable)
+        code = flush(writer, err);
     if (code == RF_OK)
         code = close_files(writer, err);
     if (code == RF_OK)
@@ -422,7 +468,7 @@ static void remove_all(struct folder_writer *writer)
     for (uint32_t i = 0; i < writer->file_count; i++) {
         const struct writer_file *file = &writer->files[i];
 
-        if (unlinkat(writer->dirs[file->dir].fd, last_part(file->name), 0) != 0 && errno != ENOENT)
+        if (unlinkat(writer->dirs[file->dir].fd, name_now(file), 0) != 0 && errno != ENOENT)
             log_warn("partial file left behind", "folder=%s file=%s errno=%d", writer->path,
                      file->name, errno);
     }

@@ -68,10 +68,9 @@ static void seed_set_state(struct seed *seed, enum seed_state state)
 
 void seed_fail(struct seed *seed, enum rf_code code, const char *reason)
 {
-    bool first;
-
     mutex_lock(&seed->lock);
-    first = atomic_load_explicit(&seed->state, memory_order_acquire) != SEED_FAILED;
+    int before = atomic_load_explicit(&seed->state, memory_order_acquire);
+    bool first = before != SEED_FAILED;
     if (first) {
         seed->fail_code = code;
         snprintf(seed->fail_reason, sizeof(seed->fail_reason), "%s", reason);
@@ -79,7 +78,10 @@ void seed_fail(struct seed *seed, enum rf_code code, const char *reason)
     }
     cond_broadcast(&seed->changed);
     mutex_unlock(&seed->lock);
-    if (first)
+    /* Before it has served anything, whoever loads is told, and says so. */
+    if (first && before == SEED_LOADING)
+        log_info("seed failed to load", "code=%s reason=\"%s\"", rf_code_name(code), reason);
+    else if (first)
         log_error("seed stopped serving", "code=%s reason=\"%s\"", rf_code_name(code), reason);
 }
 

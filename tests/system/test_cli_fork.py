@@ -7,6 +7,7 @@ ctest: timeout=600
 import os
 import pty
 import select
+import resource
 import signal
 import subprocess
 import time
@@ -251,6 +252,28 @@ class Failing(util.Case):
         self.assertLess(time.monotonic() - begin, 8 * util.SLOW, "it was told by the connection, not by a deadline")
         self.assertIn(seed.url, reader.stderr)
         self.assert_nothing_left(self.path("copy"))
+
+    def test_what_a_killed_reader_leaves_is_no_model(self):
+        seed = self.slow_seed()
+        reader = self.started(seed, "--transport", STALL, "--timeout", "60s")
+        reader.kill()
+        folder = os.path.dirname(self.path("copy"))
+        left = [os.path.join(folder, name) for name in os.listdir(folder) if ".rfork-partial-" in name]
+        self.assertEqual(len(left), 1, "a killed process cannot tidy up")
+        self.assertFalse(os.path.exists(self.path("copy")))
+        for name in ("serve", "inspect", "verify"):
+            arguments = ["--model-path", left[0], "--port", "0"] if name == "serve" else [left[0]]
+            self.assertNotEqual(self.rfork(name, *arguments).returncode, 0, f"{name} took a half-forked folder")
+        seed.kill()
+
+    def test_a_file_size_limit_is_an_error(self):
+        seed = self.slow_seed()
+        done = self.rfork("fork", seed.url, "-o", self.path("copy"),
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)))
+        self.assertNotIn(done.returncode, (0, -signal.SIGXFSZ))
+        self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+        self.assert_nothing_left(self.path("copy"))
+        seed.kill()
 
     def test_a_seed_that_stops_answering(self):
         seed = self.slow_seed()

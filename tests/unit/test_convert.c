@@ -1,6 +1,7 @@
 #include "model/convert.h"
 #include "util/bytes.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -48,17 +49,27 @@ static void every_half_float_survives_both_ways(void **state)
     free(back);
 }
 
-static void widening_is_what_the_processor_says(void **state)
+/* What a half-precision number is worth (IEEE 754-2008), by arithmetic: clang 14 knows no _Float16
+ * on this processor. */
+static float half_value(uint16_t half)
+{
+    int exponent = half >> 10 & 31;
+    float fraction = (float)(half & 1023);
+    float value = exponent == 0    ? ldexpf(fraction, -24)
+                  : exponent == 31 ? (fraction == 0 ? INFINITY : NAN)
+                                   : ldexpf(1024 + fraction, exponent - 25);
+
+    return (half & 0x8000) != 0 ? -value : value;
+}
+
+static void widening_is_what_the_format_says(void **state)
 {
     (void)state;
     for (unsigned i = 0; i < 65536; i++) {
         uint16_t bits = (uint16_t)i;
-        _Float16 half;
-        float expected;
+        float expected = half_value(bits);
         float got;
 
-        memcpy(&half, &bits, sizeof half);
-        expected = (float)half;
         assert_int_equal(convert_elements(RF_DTYPE_F16, &bits, 2, RF_DTYPE_F32, &got, NULL), RF_OK);
         if (expected != expected)
             assert_true(got != got); /* NaN; which one is tested above */
@@ -89,7 +100,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(only_half_floats_widen_and_narrow_again),
         cmocka_unit_test(every_half_float_survives_both_ways),
-        cmocka_unit_test(widening_is_what_the_processor_says),
+        cmocka_unit_test(widening_is_what_the_format_says),
         cmocka_unit_test(what_would_lose_bits_is_refused),
     };
 
