@@ -3,7 +3,10 @@
 #include "fork/internal.h"
 
 #include <inttypes.h>
+#include <poll.h>
 #include <string.h>
+
+enum { FORK_PAUSE_MS = 50, FORK_MAX_PAUSE_MS = 2000 };
 
 struct worker {
     struct fork_job *job;
@@ -50,6 +53,18 @@ static bool code_is_of_the_path(enum rf_code code)
     return code == RF_E_UNREACHABLE || code == RF_E_TIMEOUT || code == RF_E_PROTO;
 }
 
+/* Gives a path that broke a moment to come back: 50 ms, then twice as long each time. Ends at
+ * once when the job does. */
+static void worker_pause(const struct worker *worker)
+{
+    struct pollfd stop = {.fd = worker->job->stop_fd, .events = POLLIN};
+    int ms = FORK_PAUSE_MS;
+
+    for (uint32_t i = 1; i < worker->broken && ms < FORK_MAX_PAUSE_MS; i++)
+        ms *= 2;
+    (void)poll(&stop, 1, ms);
+}
+
 /* After a connection broke: gives its items back and says whether to open another one. */
 static bool worker_may_reopen(struct worker *worker, const struct rf_error *error)
 {
@@ -65,7 +80,8 @@ static bool worker_may_reopen(struct worker *worker, const struct rf_error *erro
     log_warn("connection broke", "transport=%s code=%s attempt=%" PRIu32 " why=\"%s\"",
              job->plan->peers[worker->peer].choice->endpoint.transport, rf_code_name(error->code),
              worker->broken, error->text);
-    return true;
+    worker_pause(worker);
+    return !job_stopped(job);
 }
 
 static struct item_slot *free_slot(struct worker *worker)
