@@ -7,6 +7,10 @@
 #include <stdio.h>
 #include <string.h>
 
+/* What the static analyser is shown instead: see error.h. */
+#undef rf_fail
+#undef rf_fail_sys
+
 /* A wrapped line that grows too long loses the end of its newest prefix, as long as that prefix
  * keeps this many bytes: the cause, which is at the end, is what the reader needs. */
 enum { ERROR_PREFIX_MIN_BYTES = 96 };
