@@ -15,6 +15,7 @@ enum {
     PLAN_MAX_FACTORS = 16, /* of an expression */
     PLAN_MAX_FROM = 32,    /* tensors that one line makes something of */
     PLAN_MAX_SETS = 64,
+    PLAN_MAX_LAYOUT_NAME = 64,
     PLAN_MAX_INDEX_COUNT = 1 << 16,
     PLAN_NONE = -1,
 };

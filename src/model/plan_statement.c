@@ -264,6 +264,8 @@ static enum rf_code say_layout(struct plan_parser *parser, char **words, unsigne
 
     if (count < 2 || count > 3 || (count == 3 && strcmp(words[2], "dtype=config") != 0))
         return plan_fail(parser, "`layout NAME [dtype=config]`");
+    if (strlen(words[1]) > PLAN_MAX_LAYOUT_NAME)
+        return plan_fail(parser, "a layout's name has at most %d bytes", PLAN_MAX_LAYOUT_NAME);
     if (strcmp(words[1], "checkpoint") == 0 || plan_layout(plan, words[1]) != NULL)
         return plan_fail(parser, "layout %.120s is there already", words[1]);
     struct plan_layout *layout = LIST_ADD(plan, layouts, layout);
@@ -334,36 +336,46 @@ static unsigned pattern_indices(const struct plan_pattern *pattern, bool *ret_an
     return present;
 }
 
-/* Every number in a name that is made or used must come from somewhere. */
+/* What a line is made from may have the numbers of its target and of its stack, no others. */
+static enum rf_code from_check(const struct plan_parser *parser, const struct plan_make *make,
+                               unsigned target, unsigned stack)
+{
+    bool any = false;
+
+    for (unsigned i = 0; i < make->from_count; i++) {
+        bool stacked = i < make->stack_count;
+        unsigned from = pattern_indices(&make->from[i], &any);
+
+        if ((from & ~(target | (stacked ? stack : 0))) != 0)
+            return plan_fail(parser, "\"%.120s\": has a number that nothing gives a value",
+                             make->from[i].text);
+        if (stacked && (from & stack) != stack)
+            return plan_fail(parser, "\"%.120s\": does not have the index that is stacked",
+                             make->from[i].text);
+    }
+    return any ? plan_fail(parser, "* is for tensors of the checkpoint, not for what is made")
+               : RF_OK;
+}
+
 static enum rf_code make_check(const struct plan_parser *parser, const struct plan_make *make)
 {
     bool any = false;
     unsigned target = pattern_indices(&make->target, &any);
     unsigned stack = make->stack != PLAN_NONE ? 1u << make->stack : 0;
 
+    if (any)
+        return plan_fail(parser, "* is for tensors of the checkpoint, not for what is made");
     if ((target & (target - 1)) != 0)
         return plan_fail(parser, "one number at most in a name that is made, its layer");
     if (make->constant)
-        return make->dtype == RF_DTYPE_F32 && make->from_count == 0 && make->stack == PLAN_NONE
+        return make->dtype == RF_DTYPE_F32 && make->from_count == 0 && stack == 0
                    ? RF_OK
                    : plan_fail(parser, "a constant is a scalar with dtype=F32, made from nothing");
     if ((target & stack) != 0)
         return plan_fail(parser, "the index that is stacked is in the name that is made");
-    if (make->stack == PLAN_NONE && make->stack_count < make->from_count)
+    if (stack == 0 && make->stack_count < make->from_count)
         return plan_fail(parser, "`and` is for what is stacked: stack=INDEX is missing");
-    for (unsigned i = 0; i < make->from_count; i++) {
-        unsigned from = pattern_indices(&make->from[i], &any);
-        unsigned known = target | (i < make->stack_count ? stack : 0);
-
-        if ((from & ~known) != 0)
-            return plan_fail(parser, "\"%.120s\": has a number that nothing gives a value",
-                             make->from[i].text);
-        if (stack != 0 && i < make->stack_count && (from & stack) == 0)
-            return plan_fail(parser, "\"%.120s\": does not have the index that is stacked",
-                             make->from[i].text);
-    }
-    return any ? plan_fail(parser, "* is for tensors of the checkpoint, not for what is made")
-               : RF_OK;
+    return from_check(parser, make, target, stack);
 }
 
 static enum rf_code from_parse(const struct plan_parser *parser, char **words, unsigned count,

@@ -1,6 +1,5 @@
 /* The text of a plan: lines, words, `set` names and alternatives. */
 #include "base/cleanup.h"
-#include "base/utf8.h"
 #include "model/manifest.h"
 #include "model/plan_internal.h"
 
@@ -107,8 +106,8 @@ static enum rf_code words_say(struct plan_parser *parser, char *line)
     char *state = NULL;
     unsigned count = 0;
 
-    for (char *word = strtok_r(line, " \t", &state); word != NULL;
-         word = strtok_r(NULL, " \t", &state)) {
+    for (char *word = strtok_r(line, " ", &state); word != NULL;
+         word = strtok_r(NULL, " ", &state)) {
         if (count == PLAN_MAX_WORDS)
             return plan_fail(parser, "more than %d words", PLAN_MAX_WORDS);
         words[count++] = word;
@@ -208,14 +207,11 @@ static enum rf_code line_parse(struct plan_parser *parser, const char *text, siz
         bytes--;
     if (bytes >= sizeof line)
         return plan_fail(parser, "longer than %d bytes", PLAN_MAX_LINE_BYTES - 1);
-    for (size_t i = 0; i < bytes; i++) {
-        if ((unsigned char)text[i] < 0x20 && text[i] != '\t')
-            return plan_fail(parser, "a control character");
-    }
-    if (!manifest_name_ok(text, bytes))
-        return plan_fail(parser, "is not UTF-8");
-    memcpy(line, text, bytes);
+    for (size_t i = 0; i < bytes; i++)
+        line[i] = (char)(text[i] == '\t' ? ' ' : text[i]);
     line[bytes] = '\0';
+    if (!manifest_text_ok(line, bytes))
+        return plan_fail(parser, "a control character, or a byte that is not UTF-8");
     line[strcspn(line, "#")] = '\0';
     enum rf_code code = sets_apply(parser, line, whole);
     return code == RF_OK ? line_say(parser, whole) : code;

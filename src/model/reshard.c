@@ -115,8 +115,8 @@ static enum rf_code ranks_list(struct rs *rs, struct rf_error *err)
     return RF_OK;
 }
 
-/* What only one holder has is planned in parallel; then, one rank after the other, what several have, so
- * that the loads do not depend on the threads. */
+/* What only one holder has is planned in parallel; then, one rank after the other, what several
+ * have, so that the loads do not depend on the threads. */
 static enum rf_code ranks_plan(struct rs *rs, struct rf_error *err)
 {
     unsigned threads = thread_cpus();

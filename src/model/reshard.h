@@ -17,9 +17,9 @@ struct reshard_holder {
 
 /* Read `read` (a range for a READ: read.count pieces of read.bytes, read.stride apart) of the
  * holder's stream; its i-th piece goes to write_offset + i * write_stride of the wanted rank's
- * stream. write_stride is at least a piece's bytes there; 0 when read.count is 1.
- * When from and to differ, every element is converted on arrival (convert_elements()), and a piece
- * has convert_bytes(from, read.bytes, to) bytes there. When they are equal, bytes are copied as they
+ * stream. write_stride is at least a piece's bytes there; 0 when read.count is 1. When from and to
+ * differ, every element is converted on arrival (convert_elements()), and a piece has
+ * convert_bytes(from, read.bytes, to) bytes there. When they are equal, bytes are copied as they
  * are, of tensors of whatever dtypes. A move may be larger than one READ may be. */
 struct reshard_move {
     struct stream_range read;
@@ -62,16 +62,16 @@ struct reshard {
     uint32_t rank_count;
 };
 
-/* Plans all ranks of `wanted` from the ranks of the seeds: several seeds may hold different ranks of
- * one model, or the same. Pieces that several holders have are taken from the one from which least is
- * read so far. Pieces that follow each other on both sides are one move.
+/* Plans all ranks of `wanted` from the ranks of the seeds: several seeds may hold different ranks
+ * of one model, or the same. Pieces that several holders have are taken from the one from which
+ * least is read so far. Pieces that follow each other on both sides are one move.
  *
- * Streams are matched by what they are made of: parts of sources, or whole tensors by name (shape and
- * dtype equal) where a side has no sources. Layout and order may differ. Uses several threads;
+ * Streams are matched by what they are made of: parts of sources, or whole tensors by name (shape
+ * and dtype equal) where a side has no sources. Layout and order may differ. Uses several threads;
  * the result does not depend on how many. The manifests are borrowed until reshard_destroy().
- * RF_E_MISMATCH: another model, architecture, quantisation, weight version or stage (processed tensors
- * only fit a rank of the same id, whose tensors are equal), a source of another shape or dtype; a
- * byte that no holder has: names tensor, slice and the rank that would have it.
+ * RF_E_MISMATCH: another model, architecture, quantisation, weight version or stage (processed
+ * tensors only fit a rank of the same id, whose tensors are equal), a source of another shape or
+ * dtype; a byte that no holder has: names tensor, slice and the rank that would have it.
  * RF_E_UNSUPPORTED: the two cut a tensor so differently that it would take more than
  * RESHARD_MAX_MOVES. RF_E_NOMEM. Free with reshard_destroy(). */
 enum rf_code reshard_plan(const struct manifest *const *seeds, uint32_t seed_count,

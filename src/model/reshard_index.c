@@ -1,4 +1,5 @@
-/* Who has what: the tensors of the checkpoint, as both sides know them, and where holders have them. */
+/* Who has what: the tensors of the checkpoint, as both sides know them, and where holders have
+ * them. */
 #include "base/cleanup.h"
 #include "model/reshard_internal.h"
 

@@ -74,9 +74,9 @@ struct rs_need {
     uint64_t at; /* in the wanted rank's stream */
 };
 
-/* What a need came to. Thousands of sources are cut alike, expert by expert: the next one of the same
- * class that is needed in the same way, and that holders have in the same way, comes to the same moves
- * at other offsets. */
+/* What a need came to. Thousands of sources are cut alike, expert by expert: the next one of the
+ * same class that is needed in the same way, and that holders have in the same way, comes to the
+ * same moves at other offsets. */
 enum { RS_MAX_SHARES = 4, RS_TEMPLATES = 64 };
 
 struct rs_share {
@@ -154,13 +154,13 @@ enum rf_code rs_index(struct rs *rs, uint32_t holder, struct rf_error *err);
 unsigned rs_pieces(const struct rs *rs, uint32_t holder, uint32_t source,
                    struct rs_piece out[RS_MAX_SAME]);
 
-/* Adds the moves that bring elements [from, to) along the piece's axis (all, if it is whole) to where
- * the need wants them. */
+/* Adds the moves that bring elements [from, to) along the piece's axis (all, if it is whole) to
+ * where the need wants them. */
 enum rf_code rs_emit(struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
                      const struct rs_piece *piece, uint64_t from, uint64_t to,
                      struct rf_error *err);
-/* Makes one move of two, when the second goes on where the first ends on both sides; with rows, also when
- * it goes on at the same distance. false: it does not. */
+/* Makes one move of two, when the second goes on where the first ends on both sides; with rows,
+ * also when it goes on at the same distance. false: it does not. */
 bool rs_move_join(struct reshard_move *last, const struct reshard_move *next, bool rows);
 enum rf_code rs_move_add(struct rs *rs, struct rs_rank *rank, uint32_t holder,
                          const struct reshard_move *move, struct rf_error *err);

@@ -199,8 +199,8 @@ static enum rf_code emit_along(struct rs *rs, struct rs_rank *rank, const struct
     return rows_add(rs, rank, need, piece, &rows, err);
 }
 
-/* The holder cut along one axis and the wanted rank along another: rows of the inner one of the two, for
- * each step of the outer one that both have. */
+/* The holder cut along one axis and the wanted rank along another: rows of the inner one of the
+ * two, for each step of the outer one that both have. */
 static enum rf_code emit_across(struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
                                 const struct rs_piece *piece, uint64_t from, uint64_t to,
                                 struct rf_error *err)

@@ -21,7 +21,8 @@ static uint64_t need_begin(const struct rs_need *need, const struct rs_piece *pi
     return piece->axis == need->axis && !need->whole ? need->start : 0;
 }
 
-/* Where along which axis the next byte is looked for. Unknown at first: as the first holder is cut. */
+/* Where along which axis the next byte is looked for. Unknown at first: as the first holder is cut.
+ * */
 struct search {
     bool known;
     uint32_t axis;
@@ -47,7 +48,8 @@ static bool holder_look(const struct rs *rs, struct rs_rank *rank, const struct 
     return false;
 }
 
-/* Whoever has it. What a rank needs comes from the same few holders again and again, in their order. */
+/* Whoever has it. What a rank needs comes from the same few holders again and again, in their
+ * order. */
 static bool find_any(const struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
                      const struct search *search, struct rs_piece *ret_piece)
 {
@@ -153,8 +155,8 @@ static enum rf_code dtype_check(const struct rs *rs, const struct rs_need *need,
 typedef bool (*find_fn)(const struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
                         const struct search *search, struct rs_piece *ret_piece);
 
-/* One holder's share of a need, from search->at on; *ret_end: where along the axis it ends, and *ret_all
- * where the need does. */
+/* One holder's share of a need, from search->at on; *ret_end: where along the axis it ends, and
+ * *ret_all where the need does. */
 static enum rf_code share_take(struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
                                struct search *search, const struct rs_piece *piece,
                                uint64_t *ret_all, struct rf_error *err)
@@ -500,8 +502,8 @@ static void run_sort(struct reshard_move *moves, uint64_t count)
     }
 }
 
-/* Two runs: what only one holder has, nearly always in order, and the few moves that were added later
- * because several have them. */
+/* Two runs: what only one holder has, nearly always in order, and the few moves that were added
+ * later because several have them. */
 static enum rf_code list_sort(struct rs_list *list, struct rf_error *err)
 {
     uint64_t later = list->count - list->planned;
@@ -524,7 +526,8 @@ static enum rf_code list_sort(struct rs_list *list, struct rf_error *err)
     return RF_OK;
 }
 
-/* Joins neighbours that go on where the one before ends; they were not neighbours when they were added. */
+/* Joins neighbours that go on where the one before ends; they were not neighbours when they were
+ * added. */
 static void list_merge(struct rs_list *list)
 {
     uint64_t kept = 0;
@@ -552,7 +555,8 @@ enum rf_code rs_rank_finish(struct rs *rs, struct rs_rank *rank, struct rf_error
     to->groups = calloc(rank->list_count + (size_t)1, sizeof *to->groups);
     if (to->groups == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for a plan");
-    qsort(rank->lists, rank->list_count, sizeof *rank->lists, compare_lists);
+    if (rank->list_count > 0)
+        qsort(rank->lists, rank->list_count, sizeof *rank->lists, compare_lists);
     for (uint32_t i = 0; i < rank->list_count; i++) {
         struct rs_list *list = &rank->lists[i];
 

@@ -178,7 +178,8 @@ static int make_index(const struct plan_make *make)
     return PLAN_NONE;
 }
 
-static enum rf_code outputs_layout(struct shard *shard)
+/* Works out the ranges of all numbers that lines count through. */
+static enum rf_code make_indices_know(struct shard *shard)
 {
     const struct plan_layout *layout = shard->layout;
     enum rf_code code = RF_OK;
@@ -192,20 +193,36 @@ static enum rf_code outputs_layout(struct shard *shard)
         if (code == RF_OK && stack != PLAN_NONE)
             code = shard_index_know(shard, (unsigned)stack);
     }
+    return code;
+}
+
+/* Lines [begin, end) of one index, layer by layer. */
+static enum rf_code makes_run(struct shard *shard, unsigned begin, unsigned end, int index)
+{
+    uint32_t first = index != PLAN_NONE ? shard->indices[index].first : 0;
+    uint32_t count = index != PLAN_NONE ? shard->indices[index].count : 1;
+    enum rf_code code = RF_OK;
+
+    for (uint32_t i = 0; i < count && code == RF_OK; i++) {
+        for (unsigned m = begin; m < end && code == RF_OK; m++)
+            code = make_one(shard, &shard->layout->makes[m], index, first + i);
+    }
+    return code;
+}
+
+static enum rf_code outputs_layout(struct shard *shard)
+{
+    const struct plan_layout *layout = shard->layout;
+    enum rf_code code = make_indices_know(shard);
+
     for (unsigned begin = 0; begin < layout->make_count && code == RF_OK;) {
         int index = make_index(&layout->makes[begin]);
-        uint32_t first = index != PLAN_NONE ? shard->indices[index].first : 0;
-        uint32_t count = index != PLAN_NONE ? shard->indices[index].count : 1;
         unsigned end = begin + 1;
 
-        /* Lines of one index that follow each other are made layer by layer. */
         while (index != PLAN_NONE && end < layout->make_count &&
                make_index(&layout->makes[end]) == index)
             end++;
-        for (uint32_t i = 0; i < count && code == RF_OK; i++) {
-            for (unsigned m = begin; m < end && code == RF_OK; m++)
-                code = make_one(shard, &layout->makes[m], index, first + i);
-        }
+        code = makes_run(shard, begin, end, index);
         begin = end;
     }
     return code;

@@ -1,5 +1,5 @@
-/* Plans: whatever a user writes is refused with a line, or a plan that shards a small checkpoint or says
- * why not. */
+/* Plans: whatever a user writes is refused with a line, or a plan that shards a small checkpoint or
+ * says why not. */
 #include "model/plan_internal.h"
 #include "model/shard.h"
 

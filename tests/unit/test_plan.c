@@ -181,75 +181,78 @@ static void values_are_worked_out(void **state)
 
 /* ---- refusals ---- */
 
+static const struct {
+    const char *text;
+    const char *words;
+} bad_texts[] = {
+    {"", "test:0: says nothing"},
+    {"# only a comment\n", "test:1: says nothing"},
+    {"plan p\n", "test:1: ends without a line `tensor"},
+    {"tensor a column\n", "test:1: the first line is `plan NAME`"},
+    {"plan p\nplan q\n", "test:2: `plan NAME` stands once"},
+    {"plan p\nfoo bar\n", "test:2: \"foo\" begins no line"},
+    {"plan p\ntensor a\n", "`tensor NAME KIND"},
+    {"plan p\ntensor a diagonal\n", "kind \"diagonal\" is none of"},
+    {"plan p\ntensor a column colour=red\n", "unknown word \"colour=red\""},
+    {"plan p\ntensor a column by=\n", "is missing before \"\""},
+    {"plan p\ntensor a column by=n+\n", "is missing before"},
+    {"plan p\ntensor a column by=n&2\n", "& is none of + - * /"},
+    {"plan p\ntensor a column by=9999999999999999999\n", "too large"},
+    {"plan p\ntensor a column axis=9\n", "axis \"9\" is none of 0 to 7"},
+    {"plan p\ntensor a column [n\n", "a shape is [A,B]"},
+    {"plan p\ntensor a column [n,,m]\n", "is missing before"},
+    {"plan p\ntensor a kv\n", "kv needs by=HEADS"},
+    {"plan p\ntensor a replicated by=3\n", "are for tensors that are split"},
+    {"plan p\ntensor a column pad=3\n", "pad= is for embeddings"},
+    {"plan p\ntensor a.{layer} column\n", "{layer}: no line `index layer ...` before"},
+    {"plan p\ntensor a.{layer column\n", "{ without a }"},
+    {"plan p\ntensor a.} column\n", "} without a {"},
+    {"plan p\nindex l 4\ntensor {l}{l} column\n", "two numbers without anything between"},
+    {"plan p\ntensor *.* column\n", "only text may follow a *"},
+    {"plan p\ntensor $L.a column\n", "$L: no line `set L ...` before"},
+    {"plan p\nset L\n", "`set NAME TEXT`"},
+    {"plan p\nset L1 x\n", "a name has letters and _ only"},
+    {"plan p\ntensor (a|b column\n", "( without a )"},
+    {"plan p\nindex l\n", "`index NAME"},
+    {"plan p\nindex l 4\nindex l 5\n", "test:3: index l: is in line 2 already"},
+    {"plan p\nlet a b + c\n", "without blanks in the expression"},
+    {"plan p\nmake a\n", "`make` stands below a line `layout NAME`"},
+    {"plan p\ndrop a\n", "`drop` stands below"},
+    {"plan p\nlayout checkpoint\n", "layout checkpoint is there already"},
+    {"plan p\nlayout l\nlayout l\n", "layout l is there already"},
+    {"plan p\nlayout l123456789012345678901234567890123456789012345678901234567890123456789\n",
+     "at most 64 bytes"},
+    {"plan p\nlayout l colour\n", "`layout NAME [dtype=config]`"},
+    {"plan p\nlayout l\nmake a from\n", "made from nothing"},
+    {"plan p\nlayout l\nmake a dtype=FP8\n", "dtype \"FP8\" is none"},
+    {"plan p\nlayout l\nmake a* from b\n", "* is for tensors of the checkpoint"},
+    {"plan p\nlayout l\nmake a stack=e from b\n", "no line `index e ...` before"},
+    {"plan p\nindex e 4\nlayout l\nmake a stack=e from b\n", "does not have the index"},
+    {"plan p\nindex e 4\nlayout l\nmake a from b.{e}\n", "a number that nothing gives"},
+    {"plan p\nindex e 4\nlayout l\nmake a.{e} stack=e from b.{e}\n", "is in the name"},
+    {"plan p\nindex e 4\nindex l 4\nlayout l\nmake a.{e}.{l} from b\n", "one number at most"},
+    {"plan p\nlayout l\nmake a from b and c\n", "stack=INDEX is missing"},
+    {"plan p\nindex e 4\nlayout l\nmake a stack=e from b.{e} c.{e} and d\n",
+     "as many as before it"},
+    {"plan p\nlayout l\nmake a constant=x dtype=F32\n", "constant \"x\" is no number"},
+    {"plan p\nlayout l\nmake a constant=1\n", "a constant is a scalar with dtype=F32"},
+    {"plan p\ntensor a\x01 column\n", "a control character"},
+    {"plan p\ntensor a\xff column\n", "a byte that is not UTF-8"},
+};
+
 static void lines_that_say_nothing_known_are_refused(void **state)
 {
     (void)state;
-    static const struct {
-        const char *text;
-        const char *words;
-    } cases[] = {
-        {"", "test:0: says nothing"},
-        {"# only a comment\n", "test:1: says nothing"},
-        {"plan p\n", "test:1: ends without a line `tensor"},
-        {"tensor a column\n", "test:1: the first line is `plan NAME`"},
-        {"plan p\nplan q\n", "test:2: `plan NAME` stands once"},
-        {"plan p\nfoo bar\n", "test:2: \"foo\" begins no line"},
-        {"plan p\ntensor a\n", "`tensor NAME KIND"},
-        {"plan p\ntensor a diagonal\n", "kind \"diagonal\" is none of"},
-        {"plan p\ntensor a column colour=red\n", "unknown word \"colour=red\""},
-        {"plan p\ntensor a column by=\n", "is missing before \"\""},
-        {"plan p\ntensor a column by=n+\n", "is missing before"},
-        {"plan p\ntensor a column by=n&2\n", "& is none of + - * /"},
-        {"plan p\ntensor a column by=9999999999999999999\n", "too large"},
-        {"plan p\ntensor a column axis=9\n", "axis \"9\" is none of 0 to 7"},
-        {"plan p\ntensor a column [n\n", "a shape is [A,B]"},
-        {"plan p\ntensor a column [n,,m]\n", "is missing before"},
-        {"plan p\ntensor a kv\n", "kv needs by=HEADS"},
-        {"plan p\ntensor a replicated by=3\n", "are for tensors that are split"},
-        {"plan p\ntensor a column pad=3\n", "pad= is for embeddings"},
-        {"plan p\ntensor a.{layer} column\n", "{layer}: no line `index layer ...` before"},
-        {"plan p\ntensor a.{layer column\n", "{ without a }"},
-        {"plan p\ntensor a.} column\n", "} without a {"},
-        {"plan p\nindex l 4\ntensor {l}{l} column\n", "two numbers without anything between"},
-        {"plan p\ntensor *.* column\n", "only text may follow a *"},
-        {"plan p\ntensor $L.a column\n", "$L: no line `set L ...` before"},
-        {"plan p\nset L\n", "`set NAME TEXT`"},
-        {"plan p\nset L1 x\n", "a name has letters and _ only"},
-        {"plan p\ntensor (a|b column\n", "( without a )"},
-        {"plan p\nindex l\n", "`index NAME"},
-        {"plan p\nindex l 4\nindex l 5\n", "test:3: index l: is in line 2 already"},
-        {"plan p\nlet a b + c\n", "without blanks in the expression"},
-        {"plan p\nmake a\n", "`make` stands below a line `layout NAME`"},
-        {"plan p\ndrop a\n", "`drop` stands below"},
-        {"plan p\nlayout checkpoint\n", "layout checkpoint is there already"},
-        {"plan p\nlayout l\nlayout l\n", "layout l is there already"},
-        {"plan p\nlayout l colour\n", "`layout NAME [dtype=config]`"},
-        {"plan p\nlayout l\nmake a from\n", "made from nothing"},
-        {"plan p\nlayout l\nmake a dtype=FP8\n", "dtype \"FP8\" is none"},
-        {"plan p\nlayout l\nmake a* from b\n", "* is for tensors of the checkpoint"},
-        {"plan p\nlayout l\nmake a stack=e from b\n", "no line `index e ...` before"},
-        {"plan p\nindex e 4\nlayout l\nmake a stack=e from b\n", "does not have the index"},
-        {"plan p\nindex e 4\nlayout l\nmake a from b.{e}\n", "a number that nothing gives"},
-        {"plan p\nindex e 4\nlayout l\nmake a.{e} stack=e from b.{e}\n", "is in the name"},
-        {"plan p\nindex e 4\nindex l 4\nlayout l\nmake a.{e}.{l} from b\n", "one number at most"},
-        {"plan p\nlayout l\nmake a from b and c\n", "stack=INDEX is missing"},
-        {"plan p\nindex e 4\nlayout l\nmake a stack=e from b.{e} c.{e} and d\n",
-         "as many as before it"},
-        {"plan p\nlayout l\nmake a constant=x dtype=F32\n", "constant \"x\" is no number"},
-        {"plan p\nlayout l\nmake a constant=1\n", "a constant is a scalar with dtype=F32"},
-        {"plan p\ntensor a\x01 column\n", "a control character"},
-        {"plan p\ntensor a\xff column\n", "is not UTF-8"},
-    };
 
-    for (unsigned i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    for (unsigned i = 0; i < sizeof bad_texts / sizeof bad_texts[0]; i++) {
         struct plan *plan = NULL;
         struct rf_error err = {0};
-        char *copy = (char *)exact_copy(cases[i].text, strlen(cases[i].text));
+        char *copy = (char *)exact_copy(bad_texts[i].text, strlen(bad_texts[i].text));
 
-        if (plan_parse("test", copy, strlen(cases[i].text), &plan, &err) != RF_E_FORMAT)
-            fail_msg("accepted: %s", cases[i].text);
+        if (plan_parse("test", copy, strlen(bad_texts[i].text), &plan, &err) != RF_E_FORMAT)
+            fail_msg("accepted: %s", bad_texts[i].text);
         assert_null(plan);
-        assert_says(&err, cases[i].words);
+        assert_says(&err, bad_texts[i].words);
         free(copy);
     }
 }

@@ -134,8 +134,8 @@ static void check_reshard(const struct checkpoint *of, const struct manifest *co
 
 /* ---- random plans ---- */
 
-/* A checkpoint of a few random tensors, and a plan with a layout that fuses them at random. Everything
- * divides by 8. */
+/* A checkpoint of a few random tensors, and a plan with a layout that fuses them at random.
+ * Everything divides by 8. */
 struct made_up {
     struct checkpoint *checkpoint;
     struct buf plan;
