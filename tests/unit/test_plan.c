@@ -43,6 +43,32 @@ static void built_in_plans_are_plans(void **state)
     assert_null(plan_builtin(5, &name));
 }
 
+/* The first block of docs/sharding.md between ``` lines. */
+static void the_documented_example_is_a_plan(void **state)
+{
+    (void)state;
+    const char *source = getenv("RFORK_SOURCE"); /* ctest sets it */
+    char path[4096];
+    char text[16384];
+
+    snprintf(path, sizeof path, "%s/docs/sharding.md", source != NULL ? source : ".");
+    FILE *file = fopen(path, "r");
+    if (file == NULL)
+        fail_msg("%s: cannot be opened; run in the source folder or set RFORK_SOURCE", path);
+    size_t bytes = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[bytes] = '\0';
+    char *begin = strstr(text, "```\n");
+    assert_non_null(begin);
+    char *end = strstr(begin + 4, "```");
+    assert_non_null(end);
+    *end = '\0';
+    struct plan *plan = parsed(begin + 4);
+    assert_true(plan_has_architecture(plan, "PhiForCausalLM"));
+    assert_true(plan->rule_count > 15);
+    plan_destroy(plan);
+}
+
 static void an_architecture_without_a_plan_is_named(void **state)
 {
     (void)state;
@@ -306,6 +332,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(built_in_plans_are_plans),
+        cmocka_unit_test(the_documented_example_is_a_plan),
         cmocka_unit_test(an_architecture_without_a_plan_is_named),
         cmocka_unit_test(alternatives_stand_for_several_lines_in_order),
         cmocka_unit_test(set_names_stand_for_text),
