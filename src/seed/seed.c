@@ -25,6 +25,16 @@ const char *seed_state_name(enum seed_state state)
     return (unsigned)state < sizeof(names) / sizeof(names[0]) ? names[state] : "unknown";
 }
 
+/* "[::1]", as in a URL, is "::1" to a socket. */
+static char *copy_host(const char *host)
+{
+    size_t bytes = strlen(host);
+
+    if (bytes > 2 && host[0] == '[' && host[bytes - 1] == ']')
+        return strndup(host + 1, bytes - 2);
+    return strdup(host);
+}
+
 enum rf_code seed_create(const struct seed_options *options, struct seed **ret_seed,
                          struct rf_error *err)
 {
@@ -42,7 +52,7 @@ enum rf_code seed_create(const struct seed_options *options, struct seed **ret_s
         seed->options.max_readers = SEED_DEFAULT_MAX_READERS;
     if (seed->options.lease_ttl_ms == 0)
         seed->options.lease_ttl_ms = SEED_DEFAULT_LEASE_TTL_MS;
-    seed->host = strdup(options->host != NULL ? options->host : "127.0.0.1");
+    seed->host = copy_host(options->host != NULL ? options->host : "127.0.0.1");
     seed->socket = options->socket != NULL ? strdup(options->socket) : NULL;
     enum rf_code code = rand_bytes(id, sizeof(id), err);
     if (code == RF_OK && (seed->host == NULL || (options->socket != NULL && seed->socket == NULL)))
@@ -209,7 +219,10 @@ static void note_refused(struct seed *seed, const char *name, const char *why)
              name, why);
 }
 
-static void start_transport(struct seed *seed, const struct transport *transport)
+/* A transport that cannot serve this model is left out; one that was given a port or a path and
+ * cannot have it is an error, as a taken HTTP port is. */
+static enum rf_code start_transport(struct seed *seed, const struct transport *transport,
+                                    struct rf_error *err)
 {
     struct seed_transport *slot = &seed->transports[seed->transport_count];
     struct transport_verdict verdict = {.usable = false};
@@ -225,18 +238,25 @@ static void start_transport(struct seed *seed, const struct transport *transport
     transport->available(&verdict);
     if (!verdict.usable) {
         note_refused(seed, transport->name, verdict.reason);
-        return;
+        return RF_OK;
     }
     slot->seed = seed;
     slot->transport = transport;
     atomic_init(&slot->bytes_sent, 0);
     seed_exporter_init(slot);
-    if (transport->seed_start(&slot->exporter, &options, &slot->half,
-                              &seed->endpoints[seed->transport_count], &error) != RF_OK) {
-        note_refused(seed, transport->name, error.text);
-        return;
+    enum rf_code code = transport->seed_start(&slot->exporter, &options, &slot->half,
+                                              &seed->endpoints[seed->transport_count], &error);
+    if (code == RF_OK) {
+        seed->transport_count++;
+        return RF_OK;
     }
-    seed->transport_count++;
+    note_refused(seed, transport->name, error.text);
+    if (code == RF_E_UNSUPPORTED)
+        return RF_OK;
+    if (seed->options.data_port != 0 || seed->socket != NULL)
+        return rf_fail(err, code, "%s: %s", transport->name, error.text);
+    log_warn("transport not offered", "transport=%s why=\"%s\"", transport->name, error.text);
+    return RF_OK;
 }
 
 static enum rf_code start_transports(struct seed *seed, struct rf_error *err)
@@ -245,8 +265,12 @@ static enum rf_code start_transports(struct seed *seed, struct rf_error *err)
     const struct transport *const *list = transport_list(&count);
 
     for (uint32_t i = 0; i < count && seed->transport_count < TRANSPORT_MAX_ENDPOINTS; i++) {
+        enum rf_code code = RF_OK;
+
         if (transport_wanted(seed, list[i]->name))
-            start_transport(seed, list[i]);
+            code = start_transport(seed, list[i], err);
+        if (code != RF_OK)
+            return code;
     }
     if (seed->transport_count == 0)
         return rf_fail(err, RF_E_UNSUPPORTED, "no transport can serve this model: %s",

@@ -277,14 +277,15 @@ class Ports(util.Case):
             self.rfork_fails(util.SYS, "serve", "--port", port, "--model-path", self.model(),
                              says=rf"port {port} on 127.0.0.1 is taken: pass --port 0")
 
-    def test_a_data_port_that_is_taken_leaves_the_other_transports(self):
+    def test_a_data_port_that_is_taken(self):
         with socket.create_server(("127.0.0.1", 0)) as sock:
             port = sock.getsockname()[1]
-            with self.seed("--model-path", self.model(), "--data-port", port) as seed:
-                self.assertEqual(seed.fields["transports"], "map")
-                self.assertIn(str(port), seed.instance()["refused_transports"])
-                self.rfork_ok("fork", seed.url)
-                self.rfork_fails(util.UNSUPPORTED, "fork", seed.url, "--transport", "tcp", says=f"does not offer tcp: .*{port}")
+            self.rfork_fails(util.SYS, "serve", "--port", "0", "--model-path", self.model(), "--data-port", port,
+                             says=rf"tcp: .*{port}")
+
+    def test_a_socket_path_that_cannot_be(self):
+        self.rfork_fails(util.SYS, "serve", "--port", "0", "--model-path", self.model(), "--socket", "/nonexistent/x",
+                         says="map: .*nonexistent")
 
     def test_an_address_that_is_not_ours(self):
         self.rfork_fails(util.SYS, "serve", "--host", "192.0.2.1", "--port", "0", "--model-path", self.model(), says="192.0.2.1")

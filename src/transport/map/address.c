@@ -44,6 +44,18 @@ int map_address_knock(const struct map_address *address)
     return errno == EAGAIN ? 0 : errno;
 }
 
+bool map_address_admits(const struct map_address *address)
+{
+    rf_autoclose int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    struct ucred peer = {0};
+    socklen_t bytes = sizeof peer;
+
+    if (fd < 0 || connect(fd, (const struct sockaddr *)&address->un, address->bytes) != 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0)
+        return true;
+    return geteuid() == 0 || peer.uid == geteuid();
+}
+
 enum rf_code map_peer_check(int fd, bool root_trusts_all, struct rf_error *err)
 {
     struct ucred peer = {0};

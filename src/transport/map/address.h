@@ -23,6 +23,10 @@ enum rf_code map_address_parse(const char *text, struct map_address *ret_address
 /* Tries to connect without waiting. 0: somebody listens there; otherwise errno of connect(). */
 int map_address_knock(const struct map_address *address);
 
+/* Whether who listens there would take us for one of its own: runs as our effective uid, or we are
+ * root. True when it cannot be told. Does not wait. */
+bool map_address_admits(const struct map_address *address);
+
 /* Whether the process at the other end of a connected socket is one whose word we take: our own
  * effective uid, or root. root_trusts_all: and if we are root, anybody. RF_E_DENIED naming both
  * uids. */

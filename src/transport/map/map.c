@@ -61,6 +61,12 @@ static void map_judge(const struct endpoint *endpoint, struct transport_verdict 
         judge_unreachable(endpoint, why, ret_verdict->reason);
         return;
     }
+    if (!map_address_admits(&address)) {
+        snprintf(ret_verdict->reason, sizeof ret_verdict->reason,
+                 "same host, but the seed runs as another user: pages are shared with its own "
+                 "user and root");
+        return;
+    }
     ret_verdict->usable = true;
     snprintf(ret_verdict->reason, sizeof ret_verdict->reason, "same host: shares the seed's pages");
 }
