@@ -40,6 +40,7 @@ struct shard_output {
     uint32_t per_element;
     uint32_t elements; /* 0: not stacked */
     uint32_t divided;  /* of the elements: those that expert-parallel groups divide among them */
+    bool alike;        /* all elements are made of tensors of the same rules, shapes and dtypes */
     uint64_t pad;      /* 0: as the source's rule says */
     int dtype;         /* enum rf_dtype, or PLAN_NONE: the source's */
     bool constant;

@@ -113,6 +113,33 @@ static enum rf_code making_stack(struct shard *shard, struct making *making)
     return code;
 }
 
+static bool source_alike(const struct shard *shard, uint32_t a, uint32_t b)
+{
+    const struct manifest_source *x = &shard->sources[a];
+    const struct manifest_source *y = &shard->sources[b];
+
+    return shard->bound[a].rule == shard->bound[b].rule && x->dtype == y->dtype &&
+           x->ndim == y->ndim &&
+           (x->ndim == 0 || memcmp(x->shape, y->shape, x->ndim * sizeof *x->shape) == 0);
+}
+
+/* Whether what holds for the first element of a stack holds for all, so that it need not be worked
+ * out for each expert. */
+static bool elements_alike(const struct shard *shard, const struct shard_output *output)
+{
+    const uint32_t *items = shard->items + output->first_item;
+
+    for (uint32_t i = output->per_element; i < output->item_count; i++) {
+        uint32_t first = items[i % output->per_element];
+
+        if (!source_alike(shard, first, items[i]) ||
+            (shard->bound[first].rule->kind == KIND_SCALE &&
+             !source_alike(shard, shard->bound[first].scaled, shard->bound[items[i]].scaled)))
+            return false;
+    }
+    return true;
+}
+
 /* All of its tensors are there, or none, which an optional line allows. */
 static enum rf_code making_end(struct shard *shard, struct making *making)
 {
@@ -120,7 +147,7 @@ static enum rf_code making_end(struct shard *shard, struct making *making)
     char name[RF_MAX_NAME_BYTES + 1];
     size_t bytes = 0;
 
-    if (making->missing > 0 && make->when.optional && making->output.item_count == 0)
+    if (!make->constant && make->when.optional && making->output.item_count == 0)
         return RF_OK;
     if (making->missing > 0)
         return rf_fail(shard->err, RF_E_FORMAT,
@@ -128,12 +155,19 @@ static enum rf_code making_end(struct shard *shard, struct making *making)
                        "%.*s from it",
                        making->missing_name, shard->layout->name, shard->plan->name, make->line,
                        SHARD_SHOWN_NAME, make->target.text);
+    if (!make->constant && making->output.item_count == 0)
+        return rf_fail(shard->err, RF_E_FORMAT,
+                       "plan %s: line %u: makes %.*s of nothing: the config has no %ss",
+                       shard->plan->name, make->line, SHARD_SHOWN_NAME, make->target.text,
+                       shard->plan->indices[make->stack].name);
     if (!plan_name_make(&make->target, &making->numbers, name, sizeof name, &bytes))
         return rf_fail(shard->err, RF_E_FORMAT, "plan %s: line %u: a name over %d bytes",
                        shard->plan->name, make->line, RF_MAX_NAME_BYTES);
     making->output.name = arena_strndup(&shard->arena, name, bytes);
     if (making->output.name == NULL)
         return fail_memory(shard);
+    if (making->output.elements > 0)
+        making->output.alike = elements_alike(shard, &making->output);
     return output_add(shard, &making->output);
 }
 

@@ -202,34 +202,69 @@ static bool same_element(const struct element *a, const struct element *b)
            memcmp(a->shape, b->shape, a->ndim * sizeof *a->shape) == 0;
 }
 
+/* Another element like the one that the first `count` parts are of. */
+static enum rf_code element_repeat(struct rank_adding *adding, const struct shard_output *output,
+                                   uint32_t element, uint32_t first, uint32_t count)
+{
+    const uint32_t *items = adding->shard->items + output->first_item;
+    uint32_t source = 0;
+    enum rf_code code = RF_OK;
+
+    for (uint32_t i = 0; i < count && code == RF_OK; i++) {
+        struct part part = adding->parts[i];
+
+        /* Parts come in the order of their sources; padding and sources without bytes have none. */
+        if (part.source != MANIFEST_NONE) {
+            while (items[first * output->per_element + source] != part.source)
+                source++;
+            part.source = items[element * output->per_element + source];
+        }
+        code = part_add(adding, &part);
+    }
+    return code;
+}
+
+/* Elements [begin, end) of a stack. */
+static enum rf_code elements_add(struct rank_adding *adding, struct rank_tensor *tensor,
+                                 uint32_t begin, uint32_t end)
+{
+    const struct shard_output *output = tensor->output;
+    struct element all;
+    enum rf_code code =
+        element_add(adding, output, output->first_item + begin * output->per_element, &all);
+    uint32_t parts = adding->part_count;
+
+    if (code != RF_OK)
+        return code;
+    if (all.ndim == RF_MAX_DIMS)
+        return shapes_fail(adding, output->name, output->name);
+    tensor_begin(tensor, &all, true);
+    for (uint32_t i = begin + 1; i < end && code == RF_OK; i++) {
+        uint32_t item = output->first_item + i * output->per_element;
+        struct element element;
+
+        if (output->alike) {
+            code = element_repeat(adding, output, i, begin, parts);
+            continue;
+        }
+        code = element_add(adding, output, item, &element);
+        if (code == RF_OK && !same_element(&all, &element))
+            code = shapes_fail(adding, adding->shard->sources[adding->shard->items[item]].name,
+                               output->name);
+    }
+    return code;
+}
+
 /* All elements of a stack that this rank has. */
 static enum rf_code stack_add(struct rank_adding *adding, struct rank_tensor *tensor)
 {
     const struct shard_output *output = tensor->output;
     uint32_t begin = 0;
-    uint32_t end = output->divided;
-    struct element all;
-    enum rf_code code = RF_OK;
+    uint32_t end = output->elements;
 
     if (adding->ep_size > 1)
         plan_ep_experts(output->divided, adding->ep, adding->ep_size, &begin, &end);
-    if (adding->ep_size == 1)
-        end = output->elements;
-    for (uint32_t i = begin; i < end && code == RF_OK; i++) {
-        uint32_t item = output->first_item + i * output->per_element;
-        struct element element;
-
-        code = element_add(adding, output, item, &element);
-        if (code == RF_OK && i == begin) {
-            all = element;
-            if (element.ndim == RF_MAX_DIMS)
-                return shapes_fail(adding, output->name, output->name);
-            tensor_begin(tensor, &element, true);
-        } else if (code == RF_OK && !same_element(&all, &element)) {
-            code = shapes_fail(adding, adding->shard->sources[adding->shard->items[item]].name,
-                               output->name);
-        }
-    }
+    enum rf_code code = elements_add(adding, tensor, begin, end);
     tensor->shape[0] = end - begin;
     tensor->global[0] = output->elements;
     tensor->start[0] = begin;

@@ -296,6 +296,25 @@ static void a_plan_that_overlaps_or_leaves_holes_is_refused(void **state)
     checkpoint_free(of);
 }
 
+static void a_stack_of_nothing_is_refused(void **state)
+{
+    (void)state;
+    static const char text[] = "plan p\nindex e n\ntensor a column\ntensor b.{e} column\n"
+                               "layout x\nmake a\nmake c stack=e %s from b.{e}\n";
+    struct checkpoint *of = checkpoint_new("{\"n\":0}");
+    struct manifest *manifest = NULL;
+    char plan[256];
+
+    checkpoint_add(of, "a", RF_DTYPE_U8, 1, (uint64_t[]){4});
+    snprintf(plan, sizeof plan, text, "");
+    assert_refused(of, plan, "x", 2, 1, RF_E_FORMAT, "makes c of nothing: the config has no es");
+    snprintf(plan, sizeof plan, text, "optional");
+    assert_int_equal(checkpoint_try(of, plan, "x", 2, 1, &manifest, NULL), RF_OK);
+    assert_int_equal(manifest->ranks[0].tensor_count, 1);
+    manifest_unref(manifest);
+    checkpoint_free(of);
+}
+
 static void the_same_name_made_twice_is_refused(void **state)
 {
     (void)state;
@@ -351,6 +370,7 @@ int main(void)
         cmocka_unit_test(a_config_without_what_the_plan_needs_is_refused),
         cmocka_unit_test(sglang_has_experts_in_every_layer),
         cmocka_unit_test(a_plan_that_overlaps_or_leaves_holes_is_refused),
+        cmocka_unit_test(a_stack_of_nothing_is_refused),
         cmocka_unit_test(the_same_name_made_twice_is_refused),
         cmocka_unit_test(tensors_without_bytes_are_sharded_too),
     };
