@@ -354,7 +354,6 @@ class Refused(util.Case):
                 self.rfork_fails(util.INVAL, "serve", "--model-path", model, *arguments, says=says)
                 self.rfork_fails(util.INVAL, "inspect", model, *arguments, says=says)
         self.rfork_fails(util.INVAL, "inspect", "http://127.0.0.1:9", "--tp", "2", says="about a folder")
-        self.rfork_fails(util.INVAL, "serve", "--from", "http://127.0.0.1:9", "--tp", "2", says="about a checkpoint")
 
     def test_a_layout_that_the_plan_has_not(self):
         model = generate(self.folder / "model")
