@@ -120,13 +120,22 @@ struct rf_fork_options {
     bool no_verify;         /* trust the path: do not compare digests */
     uint64_t timeout_ms;    /* of connecting and of silence; 0: 10 s */
     uint64_t wait_ready_ms; /* how long to wait for a seed that is still loading; 0: not at all */
-    uint32_t rank;          /* which of the seed's ranks */
+    uint32_t rank;          /* which of the seed's ranks; with tp_size or layout: which new one */
+    uint32_t tp_size;       /* tensor-parallel size of this instance; 0: the seed's */
+    const char *layout;     /* "checkpoint", "sglang"; NULL: the seed's */
 };
 
 /* Asks the seed at url ("http://HOST:PORT") what it has, and takes a lease. Blocks for at most
  * wait_ready_ms and a few times timeout_ms. *ret_fork is the caller's: rf_fork_close() it.
- * Errors: RF_E_INVAL (url), RF_E_UNREACHABLE, RF_E_TIMEOUT, RF_E_PROTO, RF_E_UNSUPPORTED
- * (transport, with the reason), RF_E_MISMATCH (no such rank). */
+ *
+ * With tp_size or layout the fork has the tensors of rank `rank` of such an instance, however the
+ * seed is cut: made by the built-in plan of the seed's architecture and its config.json, taken as
+ * slices from the ranks that have them, and verified. They are always copied.
+ *
+ * Errors: RF_E_INVAL (url, sizes that tp_size does not divide), RF_E_UNREACHABLE, RF_E_TIMEOUT,
+ * RF_E_PROTO, RF_E_UNSUPPORTED (transport, with the reason; an architecture without a plan),
+ * RF_E_MISMATCH (no such rank; a seed that does not say what its ranks are made of), RF_E_FORMAT
+ * (the seed's config.json). */
 RF_API enum rf_code rf_fork_open(const char *url, const struct rf_fork_options *options,
                                  struct rf_fork **ret_fork, struct rf_error *err);
 

@@ -1,6 +1,6 @@
 /* The public fork: a seed's tensors in the caller's memory, or the library's. */
 #include "base/cleanup.h"
-#include "control/remote.h"
+#include "control/remote_reshard.h"
 #include "model/compare.h"
 #include <rfork/rfork.h>
 
@@ -15,7 +15,8 @@
 enum { API_RETRIES = 2, API_ALIGN = 64 };
 
 struct rf_fork {
-    struct remote *remote; /* NULL until it is open */
+    struct remote *remote;          /* NULL until it is open */
+    struct remote_reshard *reshard; /* NULL: one of the seed's ranks as it is */
     struct remote_options options;
     char *transport;
     uint32_t rank_index;
@@ -79,7 +80,8 @@ static enum rf_code fork_create(const struct rf_fork_options *options, struct rf
 
 static enum rf_code fork_prepare(struct rf_fork *fork, struct rf_error *err)
 {
-    const struct manifest *manifest = remote_manifest(fork->remote);
+    const struct manifest *manifest = fork->reshard != NULL ? remote_reshard_manifest(fork->reshard)
+                                                            : remote_manifest(fork->remote);
 
     if (fork->rank_index >= manifest->rank_count)
         return rf_fail(err, RF_E_MISMATCH, "rank %" PRIu32 ": %s has %" PRIu32 " of them",
@@ -94,6 +96,23 @@ static enum rf_code fork_prepare(struct rf_fork *fork, struct rf_error *err)
     return RF_OK;
 }
 
+/* Agrees on what is taken if it is not one of the seed's ranks. */
+static enum rf_code fork_shape(struct rf_fork *fork, const struct rf_fork_options *options,
+                               struct rf_error *err)
+{
+    const struct remote_shape shape = {
+        .tp_size = options->tp_size,
+        .ranks = &options->rank,
+        .rank_count = 1,
+        .layout = options->layout,
+    };
+
+    if (options->tp_size == 0 && options->layout == NULL)
+        return RF_OK;
+    fork->rank_index = 0; /* the only one */
+    return remote_reshard_plan(&fork->remote, 1, &shape, &fork->reshard, err);
+}
+
 enum rf_code rf_fork_open(const char *url, const struct rf_fork_options *options,
                           struct rf_fork **ret_fork, struct rf_error *err)
 {
@@ -103,6 +122,8 @@ enum rf_code rf_fork_open(const char *url, const struct rf_fork_options *options
     if (code != RF_OK)
         return code;
     code = remote_open(url, &fork->options, options->wait_ready_ms, &fork->remote, err);
+    if (code == RF_OK)
+        code = fork_shape(fork, options, err);
     if (code == RF_OK)
         code = fork_prepare(fork, err);
     if (code != RF_OK) {
@@ -319,7 +340,9 @@ static enum rf_code run_copy(struct rf_fork *fork, struct rf_error *err)
     enum rf_code code = make_dest(fork, &dest, err);
 
     if (code == RF_OK)
-        code = remote_fork_dest(fork->remote, fork->rank_index, &dest, &fork->result, err);
+        code = fork->reshard != NULL
+                   ? remote_reshard_dest(fork->reshard, &dest, &fork->result, err)
+                   : remote_fork_dest(fork->remote, fork->rank_index, &dest, &fork->result, err);
     if (code == RF_OK)
         settle_aliases(fork);
     fork_dest_free(&dest);
@@ -338,7 +361,8 @@ enum rf_code rf_fork_run(struct rf_fork *fork, rf_progress_fn progress, void *ct
     fork->ran = true;
     fork->progress = progress;
     fork->progress_ctx = ctx;
-    if (fork->bound_count == 0 && remote_choice(fork->remote)->transport->map != NULL) {
+    if (fork->bound_count == 0 && fork->reshard == NULL &&
+        remote_choice(fork->remote)->transport->map != NULL) {
         code = remote_map(fork->remote, fork->rank_index, &fork->mapping, &fork->result, err);
         if (code != RF_OK)
             return code;
@@ -399,6 +423,7 @@ void rf_fork_close(struct rf_fork *fork)
         return;
     layout_free(&fork->mapping);
     region_unref(fork->memory);
+    remote_reshard_destroy(fork->reshard);
     remote_close(fork->remote);
     if (fork->cancel_fd >= 0)
         close(fork->cancel_fd);

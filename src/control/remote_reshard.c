@@ -74,7 +74,8 @@ static enum rf_code want_shape(struct remote *remote, const struct remote_shape 
     struct plan *built_in = NULL;
 
     /* What a folder holds that was not cut at all: no plan is needed for that. */
-    if (request.tp_size == 1 && request.ep_size <= 1 && shape->plan == NULL &&
+    bool first = shape->ranks == NULL || (shape->rank_count == 1 && shape->ranks[0] == 0);
+    if (first && request.tp_size == 1 && request.ep_size <= 1 && shape->plan == NULL &&
         strcmp(request.layout, "checkpoint") == 0)
         return shard_whole(seed, ret_wanted, err);
     enum rf_code code =
@@ -125,7 +126,7 @@ static enum rf_code same_sources(const struct remote *one, const struct remote *
 static enum rf_code plan_moves(struct remote_reshard *reshard, struct rf_error *err)
 {
     rf_autofree const struct manifest **seeds =
-        calloc((size_t)reshard->remote_count + 1, sizeof(*seeds));
+        calloc((size_t)reshard->remote_count + 1, sizeof(const struct manifest *));
 
     if (seeds == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " seeds", reshard->remote_count);

@@ -313,6 +313,89 @@ static void counters_and_digests_of_a_seed(void **state)
         RF_E_UNREACHABLE);
 }
 
+static const char llama_config[] =
+    "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":64,\"num_attention_heads\":4,"
+    "\"num_key_value_heads\":4,\"intermediate_size\":128,\"num_hidden_layers\":1,"
+    "\"vocab_size\":32,\"torch_dtype\":\"bfloat16\"}";
+
+enum { LLAMA_HIDDEN = 64, LLAMA_INNER = 128, LLAMA_VOCAB = 32, LLAMA_ROOM = 64 << 10 };
+
+/* A Llama of one layer whose bytes count up from its tensor's first. */
+static void add_llama(struct rf_seed *seed, uint8_t *bytes)
+{
+    static const struct {
+        const char *name;
+        uint64_t shape[2];
+    } tensors[] = {
+        {"lm_head.weight", {LLAMA_VOCAB, LLAMA_HIDDEN}},
+        {"model.embed_tokens.weight", {LLAMA_VOCAB, LLAMA_HIDDEN}},
+        {"model.norm.weight", {LLAMA_HIDDEN, 0}},
+        {"model.layers.0.input_layernorm.weight", {LLAMA_HIDDEN, 0}},
+        {"model.layers.0.post_attention_layernorm.weight", {LLAMA_HIDDEN, 0}},
+        {"model.layers.0.self_attn.q_proj.weight", {LLAMA_HIDDEN, LLAMA_HIDDEN}},
+        {"model.layers.0.self_attn.k_proj.weight", {LLAMA_HIDDEN, LLAMA_HIDDEN}},
+        {"model.layers.0.self_attn.v_proj.weight", {LLAMA_HIDDEN, LLAMA_HIDDEN}},
+        {"model.layers.0.self_attn.o_proj.weight", {LLAMA_HIDDEN, LLAMA_HIDDEN}},
+        {"model.layers.0.mlp.gate_proj.weight", {LLAMA_INNER, LLAMA_HIDDEN}},
+        {"model.layers.0.mlp.up_proj.weight", {LLAMA_INNER, LLAMA_HIDDEN}},
+        {"model.layers.0.mlp.down_proj.weight", {LLAMA_HIDDEN, LLAMA_INNER}},
+    };
+
+    for (unsigned i = 0; i < LLAMA_ROOM; i++)
+        bytes[i] = (uint8_t)(i * 7 + i / 256);
+    for (unsigned i = 0; i < sizeof(tensors) / sizeof(tensors[0]); i++) {
+        const struct rf_tensor tensor = {.name = tensors[i].name,
+                                         .dtype = RF_DTYPE_BF16,
+                                         .ndim = tensors[i].shape[1] != 0 ? 2 : 1,
+                                         .shape = tensors[i].shape};
+
+        assert_int_equal(rf_seed_add_tensor(seed, &tensor, bytes + i, NULL), RF_OK);
+    }
+    assert_int_equal(
+        rf_seed_add_file(seed, "config.json", llama_config, strlen(llama_config), NULL), RF_OK);
+}
+
+static void a_rank_of_another_size_is_cut_from_the_seed(void **state)
+{
+    const struct rf_seed_options llama = {.model = "llama", .architecture = "LlamaForCausalLM"};
+    const struct rf_fork_options options = {.transport = "tcp", .tp_size = 2, .rank = 1};
+    const struct rf_fork_options three = {.transport = "tcp", .tp_size = 3};
+    uint8_t *bytes = malloc(LLAMA_ROOM);
+    uint8_t column[LLAMA_HIDDEN * LLAMA_HIDDEN];
+    struct rf_seed *seed = NULL;
+    struct rf_fork *fork = NULL;
+    struct rf_fork_stats stats;
+    struct rf_error error = {.code = RF_OK};
+
+    (void)state;
+    assert_non_null(bytes);
+    assert_int_equal(rf_seed_create(&llama, &seed, NULL), RF_OK);
+    add_llama(seed, bytes);
+    assert_int_equal(rf_seed_publish(seed, NULL), RF_OK);
+    assert_int_equal(rf_fork_open(rf_seed_url(seed), &three, &fork, &error), RF_E_INVAL);
+    if (rf_fork_open(rf_seed_url(seed), &options, &fork, &error) != RF_OK)
+        fail_msg("%s", error.text);
+    assert_int_equal(rf_fork_tensor_count(fork), 12);
+    /* The second half of each row of the ninth tensor, which begins at byte 8. */
+    assert_int_equal(rf_fork_bind(fork, "model.layers.0.self_attn.o_proj.weight", column,
+                                  sizeof(column), &error),
+                     RF_OK);
+    if (rf_fork_run(fork, NULL, NULL, &error) != RF_OK)
+        fail_msg("%s", error.text);
+    for (unsigned row = 0; row < LLAMA_HIDDEN; row++)
+        assert_memory_equal(column + (size_t)row * LLAMA_HIDDEN,
+                            bytes + 8 + (size_t)row * 2 * LLAMA_HIDDEN + LLAMA_HIDDEN,
+                            LLAMA_HIDDEN);
+    /* The second half of the rows of the sixth. */
+    assert_memory_equal(rf_fork_data(fork, "model.layers.0.self_attn.q_proj.weight"),
+                        bytes + 5 + LLAMA_HIDDEN * LLAMA_HIDDEN, LLAMA_HIDDEN * LLAMA_HIDDEN);
+    rf_fork_get_stats(fork, &stats);
+    assert_true(stats.verified);
+    rf_fork_close(fork);
+    rf_seed_destroy(seed);
+    free(bytes);
+}
+
 int main(void)
 {
 #define BED_TEST(name) cmocka_unit_test_setup_teardown(name, bed_setup, bed_teardown)
@@ -326,6 +409,7 @@ int main(void)
         BED_TEST(wrong_options_are_refused),
         BED_TEST(a_cancelled_fork_does_not_run),
         BED_TEST(counters_and_digests_of_a_seed),
+        cmocka_unit_test(a_rank_of_another_size_is_cut_from_the_seed),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
