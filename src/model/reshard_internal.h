@@ -147,11 +147,11 @@ bool rs_whole_tensors(const struct manifest *manifest);
 
 /* Fills sources, names, maps: what is what on both sides. RF_E_MISMATCH. */
 enum rf_code rs_sources(struct rs *rs, struct rf_error *err);
-/* Fills a holder's first and extras. */
-enum rf_code rs_index(struct rs *rs, uint32_t holder, struct rf_error *err);
+/* Fills first and extras of holder `index`. */
+enum rf_code rs_index(struct rs *rs, uint32_t index, struct rf_error *err);
 
-/* Where holder h has the source: RS_MAX_SAME pieces at most. Returns how many. */
-unsigned rs_pieces(const struct rs *rs, uint32_t holder, uint32_t source,
+/* Where holder `index` has the source: RS_MAX_SAME pieces at most. Returns how many. */
+unsigned rs_pieces(const struct rs *rs, uint32_t index, uint32_t source,
                    struct rs_piece out[RS_MAX_SAME]);
 
 /* Adds the moves that bring elements [from, to) along the piece's axis (all, if it is whole) to
@@ -164,6 +164,12 @@ enum rf_code rs_emit(struct rs *rs, struct rs_rank *rank, const struct rs_need *
 bool rs_move_join(struct reshard_move *last, const struct reshard_move *next, bool rows);
 enum rf_code rs_move_add(struct rs *rs, struct rs_rank *rank, uint32_t holder,
                          const struct reshard_move *move, struct rf_error *err);
+
+/* Adds the moves for a need, from whoever has it, or (idle) from those from which least is read. */
+enum rf_code rs_cover(struct rs *rs, struct rs_rank *rank, const struct rs_need *need, bool idle,
+                      struct rf_error *err);
+/* Whether more than one holder has the beginning of a need. */
+bool rs_shared(const struct rs *rs, struct rs_rank *rank, const struct rs_need *need);
 
 /* Plans what only one holder has, and puts off the rest. */
 enum rf_code rs_rank_plan(struct rs *rs, struct rs_rank *rank, struct rf_error *err);

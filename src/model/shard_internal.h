@@ -88,6 +88,11 @@ struct shard {
 
 /* Finds each source's rule, checks its shape, and that none is missing. */
 enum rf_code shard_bind(struct shard *shard);
+/* Finds each scale's weight, and that no weight is without. Other tensors are bound already. */
+enum rf_code shard_scales_bind(struct shard *shard);
+/* Fails with both shapes; `because` says whose the wanted one is. */
+enum rf_code shard_shape_fail(const struct shard *shard, uint32_t index, const uint64_t *wanted,
+                              uint32_t ndim, const char *because);
 /* Works out the range of an index, once. */
 enum rf_code shard_index_know(struct shard *shard, unsigned index);
 /* Whether all numbers are in the ranges of their indices (nothing is, of an index that is not

@@ -137,8 +137,8 @@ static enum rf_code element_take(struct rank_adding *adding, const struct shard_
     const struct shard *shard = adding->shard;
     const struct manifest_source *of = &shard->sources[source];
     struct shard_place place = shard_place_of(shard, source, adding->tp);
-    struct shard_slice slice;
-    enum rf_dtype dtype;
+    struct shard_slice slice = {.axis = 0};
+    enum rf_dtype dtype = RF_DTYPE_U8;
     enum rf_code code = shard_slice(shard, source, place, output->pad, &slice);
 
     if (code == RF_OK)
@@ -229,7 +229,7 @@ static enum rf_code elements_add(struct rank_adding *adding, struct rank_tensor 
                                  uint32_t begin, uint32_t end)
 {
     const struct shard_output *output = tensor->output;
-    struct element all;
+    struct element all = {.ndim = 0};
     enum rf_code code =
         element_add(adding, output, output->first_item + begin * output->per_element, &all);
     uint32_t parts = adding->part_count;
@@ -241,7 +241,7 @@ static enum rf_code elements_add(struct rank_adding *adding, struct rank_tensor 
     tensor_begin(tensor, &all, true);
     for (uint32_t i = begin + 1; i < end && code == RF_OK; i++) {
         uint32_t item = output->first_item + i * output->per_element;
-        struct element element;
+        struct element element = {.ndim = 0};
 
         if (output->alike) {
             code = element_repeat(adding, output, i, begin, parts);
@@ -287,7 +287,7 @@ static enum rf_code constant_add(struct rank_adding *adding, struct rank_tensor 
 static enum rf_code tensor_add(struct rank_adding *adding, const struct shard_output *output)
 {
     struct rank_tensor made = {.output = output};
-    struct element element;
+    struct element element = {.ndim = 0};
     enum rf_code code;
 
     adding->part_count = 0;

@@ -58,7 +58,7 @@ static enum rf_code slice_even(const struct shard *shard, uint32_t source, struc
 static enum rf_code slice_kv(const struct shard *shard, uint32_t source, struct shard_place place,
                              uint64_t n, uint64_t heads, struct shard_slice *slice)
 {
-    if (heads >= place.size)
+    if (heads == 0 || heads >= place.size) /* the plan says them; 0 was refused before */
         return slice_even(shard, source, place, n, heads, slice);
     if (place.size % heads != 0)
         return rf_fail(shard->err, RF_E_INVAL,
