@@ -509,6 +509,37 @@ static void root_differs_when_a_tensor_does(void **state)
     }
 }
 
+/* Equal names, shapes and bytes, of other slices: another rank. */
+static void root_differs_when_a_part_does(void **state)
+{
+    (void)state;
+    const struct part parts[] = {{.source = 0, .count = 4},
+                                 {.source = 0, .start = 4, .count = 4},
+                                 {.source = 1, .count = 4},
+                                 {.source = MANIFEST_NONE, .count = 4}};
+    enum { COUNT = sizeof parts / sizeof parts[0] };
+    uint8_t roots[COUNT][HASH_MAX_BYTES];
+
+    for (unsigned i = 0; i < COUNT; i++) {
+        struct manifest_builder *builder = builder_new(0);
+
+        add_source(builder, "a", RF_DTYPE_U8, 1, (uint64_t[]){8});
+        add_source(builder, "b", RF_DTYPE_U8, 1, (uint64_t[]){8});
+        add_rank(builder, &whole_rank);
+        add_tensor(builder, &(struct tensor_spec){.name = "t",
+                                                  .dtype = RF_DTYPE_U8,
+                                                  .ndim = 1,
+                                                  .shape = {4},
+                                                  .parts = &parts[i],
+                                                  .part_count = 1});
+        struct manifest *manifest = built(builder);
+        root_of(manifest, 0, roots[i]);
+        for (unsigned j = 0; j < i; j++)
+            assert_memory_not_equal(roots[i], roots[j], hash_bytes(HASH_XXH3_128));
+        manifest_unref(manifest);
+    }
+}
+
 static void root_differs_when_a_digest_does(void **state)
 {
     (void)state;
@@ -604,6 +635,7 @@ int main(void)
         cmocka_unit_test(roots_are_those_released),
         cmocka_unit_test(root_needs_all_digests_of_its_own_table),
         cmocka_unit_test(root_differs_when_a_tensor_does),
+        cmocka_unit_test(root_differs_when_a_part_does),
         cmocka_unit_test(root_differs_when_a_digest_does),
         cmocka_unit_test(root_knows_nothing_of_files_and_order),
         cmocka_unit_test(model_root_knows_ranks_by_their_ids),
