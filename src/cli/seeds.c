@@ -31,7 +31,13 @@ static enum rf_code agree(struct seeds *seeds, const struct shard_options *shard
         shape.ranks = seeds->shards.ranks.list;
         shape.rank_count = seeds->shards.ranks.count;
     }
-    return remote_reshard_plan(seeds->remotes, seeds->count, &shape, &seeds->reshard, err);
+    code = remote_reshard_plan(seeds->remotes, seeds->count, &shape, &seeds->reshard, err);
+    if (code == RF_OK && remote_reshard_is_plain(seeds->reshard)) {
+        /* Then all its digests are the seed's too. */
+        remote_reshard_destroy(seeds->reshard);
+        seeds->reshard = NULL;
+    }
+    return code;
 }
 
 /* A seed that is whole is written as it is. */

@@ -4,6 +4,7 @@
 #include "base/size.h"
 #include "control/remote_internal.h"
 #include "control/remote_views.h"
+#include "model/compare.h"
 #include "model/shard.h"
 
 #include <inttypes.h>
@@ -196,6 +197,34 @@ void remote_reshard_destroy(struct remote_reshard *reshard)
     manifest_unref(reshard->wanted);
     free(reshard->remotes);
     free(reshard);
+}
+
+/* Whether a rank is one whole rank of the seed's, tensor by tensor. */
+static bool rank_is_plain(const struct remote_reshard *reshard, uint32_t index)
+{
+    const struct manifest_rank *wanted = &reshard->wanted->ranks[index];
+    const struct manifest_rank *seed = &reshard->remotes[0]->manifest->ranks[index];
+    const struct reshard_rank *from = &reshard->plan->ranks[index];
+    const struct reshard_group *group = from->groups;
+
+    return rank_id_compare(&wanted->id, &seed->id) == 0 && from->move_count == 1 &&
+           from->fill_count == 0 && group->holder == index && group->moves[0].read.offset == 0 &&
+           group->moves[0].read.count == 1 && group->moves[0].write_offset == 0 &&
+           group->moves[0].from == group->moves[0].to &&
+           group->moves[0].read.bytes == seed->stream_bytes &&
+           wanted->stream_bytes == seed->stream_bytes &&
+           compare_tensors(wanted, seed, NULL, NULL) == 0;
+}
+
+bool remote_reshard_is_plain(const struct remote_reshard *reshard)
+{
+    const struct manifest *seed = reshard->remotes[0]->manifest;
+    bool plain = reshard->remote_count == 1 && reshard->wanted->rank_count == seed->rank_count &&
+                 strcmp(reshard->wanted->layout, seed->layout) == 0;
+
+    for (uint32_t i = 0; plain && i < seed->rank_count; i++)
+        plain = rank_is_plain(reshard, i);
+    return plain;
 }
 
 struct manifest *remote_reshard_manifest(const struct remote_reshard *reshard)

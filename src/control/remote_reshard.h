@@ -35,6 +35,10 @@ enum rf_code remote_reshard_whole(struct remote *const *remotes, uint32_t remote
                                   struct remote_reshard **ret_reshard, struct rf_error *err);
 void remote_reshard_destroy(struct remote_reshard *reshard);
 
+/* Whether it is just what its one seed is, rank by rank: a plain fork takes the same, and knows the
+ * digests. */
+bool remote_reshard_is_plain(const struct remote_reshard *reshard);
+
 /* Of the new instance. */
 struct manifest *remote_reshard_manifest(const struct remote_reshard *reshard);
 

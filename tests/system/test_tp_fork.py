@@ -113,10 +113,11 @@ class OtherSizes(Reshard):
             with self.seed("--from", seed.url, "--tp", 4, "--transport", "tcp") as fork:
                 self.assert_same_ranks(fork, seed)
                 self.assertEqual(fork.root_digest(), seed.root_digest())
-            done = self.rfork_json("fork", seed.url, "--transport", "tcp")
-            self.assertTrue(done["verified"])
-            self.assertEqual(done["ranks"], 4)
-            self.assertEqual(done["root_digest"], seed.root_digest())
+            for shape in ([], ["--tp", 4]):
+                done = self.rfork_json("fork", seed.url, "--transport", "tcp", *shape)
+                self.assertTrue(done["verified"])
+                self.assertEqual(done["ranks"], 4)
+                self.assertEqual(done["root_digest"], seed.root_digest())
 
     def test_traffic_is_what_the_new_ranks_hold(self):
         with self.cut(self.llama(), 4) as seed:
