@@ -26,6 +26,7 @@ enum {
     STREAM_BYTES = 6 * 1000 * 1000 + 7,
     WAIT_MS = 20 * 1000,
     READS = CHUNK_MAX_IN_FLIGHT,
+    REGION_KINDS = 4,
     MAX_SUBJECTS = 32,
     CLOSES = 300,
 };
@@ -60,6 +61,9 @@ static struct region *region_of(unsigned kind, const uint8_t *content)
         assert_int_equal(region_create_memfd("contract", STREAM_BYTES, &region, &err), RF_OK);
         memcpy(region_data_writable(region), content, STREAM_BYTES);
         assert_int_equal(region_seal(region, &err), RF_OK);
+    } else if (kind == 2) {
+        assert_int_equal(region_create_anonymous(STREAM_BYTES, &region, &err), RF_OK);
+        memcpy(region_data_writable(region), content, STREAM_BYTES);
     } else {
         char path[] = "/tmp/rfork-contract-XXXXXX";
         int fd = mkstemp(path);
@@ -75,22 +79,23 @@ static struct region *region_of(unsigned kind, const uint8_t *content)
 /* The content dealt out to regions of all kinds in pieces from one byte to a megabyte. */
 static void mix_layout(struct layout *layout, const uint8_t *content, struct rand_seq *rand)
 {
-    struct region *regions[3] = {region_of(0, content), region_of(1, content),
-                                 region_of(2, content)};
+    struct region *regions[REGION_KINDS];
     struct rf_error err = {0};
     uint64_t at = 0;
 
+    for (unsigned i = 0; i < REGION_KINDS; i++)
+        regions[i] = region_of(i, content);
     while (at < STREAM_BYTES) {
         uint64_t most = UINT64_C(1) << rand_below(rand, 21);
         uint64_t bytes = 1 + rand_below(rand, most);
         if (bytes > STREAM_BYTES - at)
             bytes = STREAM_BYTES - at;
-        struct region *region = regions[rand_below(rand, 3)];
+        struct region *region = regions[rand_below(rand, REGION_KINDS)];
         assert_int_equal(layout_add(layout, at, bytes, region, at, &err), RF_OK);
         at += bytes;
     }
     assert_int_equal(layout_finish(layout, STREAM_BYTES, &err), RF_OK);
-    for (unsigned i = 0; i < 3; i++)
+    for (unsigned i = 0; i < REGION_KINDS; i++)
         region_unref(regions[i]);
 }
 

@@ -135,7 +135,7 @@ static void take_answer(struct tcp_conn *conn, struct tcp_out *out, struct liste
         must(code == RF_OK); /* memory can always be read */
         return;
     }
-    must(out->fd_bytes == 0 && out->iov_count > 0 && out->iov_count <= TCP_OUT_IOV);
+    must(out->bulk_bytes == 0 && out->iov_count > 0 && out->iov_count <= TCP_OUT_IOV);
     for (int i = 0; i < out->iov_count && sent < most; i++) {
         uint64_t n = out->iov[i].iov_len < most - sent ? out->iov[i].iov_len : most - sent;
         hear(listener, out->iov[i].iov_base, n);

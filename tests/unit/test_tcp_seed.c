@@ -541,6 +541,39 @@ static void reads_of_changing_numbers_of_ranges(void **state)
     world_stop(&world);
 }
 
+static void a_reader_with_little_room_gets_every_byte(void **state)
+{
+    const int room = 8 << 10;
+    struct rand_seq rand = {.state = 12};
+    rf_autofree uint8_t *got = malloc(STREAM_BYTES);
+    struct world world;
+
+    (void)state;
+    assert_non_null(got);
+    world_start(&world);
+    int fd = plain_socket();
+    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room), 0);
+    plain_connect(&world, fd);
+    say_hello(&world, fd, 1, 1, 0);
+    assert_int_equal(hear_welcome(fd).status, RF_OK);
+    for (uint64_t id = 1; id <= 3; id++) {
+        say_read_one(fd, id, id, STREAM_BYTES - id);
+        for (uint64_t done = 0; done < STREAM_BYTES - id;) {
+            struct chunk_hdr hdr = hear_header(fd);
+            for (uint32_t left = hdr.body_bytes; left > 0;) {
+                uint32_t part = 1 + (uint32_t)rand_below(&rand, 9000);
+                part = part < left ? part : left;
+                hear(fd, got + done, part);
+                done += part;
+                left -= part;
+            }
+        }
+        assert_memory_equal(got, world.rig.ranks[0].bytes + id, STREAM_BYTES - id);
+    }
+    close(fd);
+    world_stop(&world);
+}
+
 /* ---- readers that stall or leave ---- */
 
 static void a_reader_that_says_no_more_is_let_go(void **state)
@@ -867,6 +900,7 @@ int main(void)
         cmocka_unit_test(a_read_that_cannot_be_is_refused_alone),
         cmocka_unit_test(as_many_ranges_as_allowed_in_as_many_reads),
         cmocka_unit_test(reads_of_changing_numbers_of_ranges),
+        cmocka_unit_test(a_reader_with_little_room_gets_every_byte),
         cmocka_unit_test(a_reader_that_says_no_more_is_let_go),
         cmocka_unit_test(a_reader_that_does_not_read_is_let_go),
         cmocka_unit_test(beyond_the_limit_readers_are_told_so),

@@ -9,9 +9,9 @@
 #include <string.h>
 
 enum {
-    CONN_SENDFILE_MIN_BYTES = 16 << 10, /* below it, a copy costs less than the call */
-    CONN_IOV_MIN_BYTES = 512,           /* below it, a copy costs less than an entry of iov */
-    CONN_OUT_PIECES = 4096, /* looked at for one call: a reader may ask for single bytes */
+    CONN_BULK_MIN_BYTES = 16 << 10, /* below it, a copy costs less than the calls */
+    CONN_IOV_MIN_BYTES = 512,       /* below it, a copy costs less than an entry of iov */
+    CONN_OUT_PIECES = 4096,         /* looked at for one call: a reader may ask for single bytes */
     CONN_IN_BYTES = CHUNK_HDR_BYTES + CHUNK_MAX_READ_BODY,
     CONN_RANGES = 2 * CHUNK_MAX_RANGES, /* of all requests in flight */
     CONN_HASH_BYTES = 64 << 10,         /* at once, of what is in a file */
@@ -36,8 +36,8 @@ struct tcp_conn {
     struct tcp_policy *policy;
     void *lease; /* NULL before a good hello */
     enum conn_state state;
-    bool no_sendfile;
-    bool drain; /* GOODBYE is to be said */
+    bool no_bulk[2]; /* by enum tcp_bulk */
+    bool drain;      /* GOODBYE is to be said */
 
     /* Requests in their order, a ring. */
     struct request queue[CHUNK_MAX_IN_FLIGHT];
@@ -415,12 +415,28 @@ static void next_frame(struct tcp_conn *conn)
                     });
 }
 
-static bool wants_sendfile(const struct tcp_conn *conn, const struct segment *piece)
+/* Puts a large piece down to be sent without a copy; false if it has to be copied.
+ *
+ * Lent pages stay in the sockets' queues until the reader has read them, also after the seed has
+ * stopped, so they must be ours: then nobody writes to them before they are freed, and freeing
+ * waits for the queues. Memory borrowed from the caller may be used for something else by then. */
+static bool out_add_bulk(const struct tcp_conn *conn, struct tcp_out *out,
+                         const struct segment *piece)
 {
     enum region_kind kind = region_kind(piece->region);
+    bool file = kind == REGION_FILE;
+    enum tcp_bulk bulk = file ? TCP_BULK_FILE : TCP_BULK_PAGES;
 
-    return !conn->no_sendfile && piece->bytes >= CONN_SENDFILE_MIN_BYTES &&
-           (kind == REGION_FILE || (kind == REGION_MEMFD && conn->policy->sendfile_memfd));
+    if (conn->no_bulk[bulk] || piece->bytes < CONN_BULK_MIN_BYTES)
+        return false;
+    if (kind == REGION_HOST && region_data_writable(piece->region) == NULL)
+        return false;
+    out->bulk = bulk;
+    out->bulk_bytes = piece->bytes;
+    out->fd = file ? region_fd(piece->region) : -1;
+    out->fd_offset = piece->region_offset;
+    out->pages = file ? NULL : region_data(piece->region) + piece->region_offset;
+    return true;
 }
 
 static void out_add(struct tcp_out *out, const void *data, uint64_t bytes)
@@ -438,8 +454,7 @@ static void out_add(struct tcp_out *out, const void *data, uint64_t bytes)
     next->iov_len = bytes;
 }
 
-/* Adds a piece that is not for sendfile(); *ret_bytes is how much of it, 0 when the staging is
- * full. */
+/* Adds a piece that is copied; *ret_bytes is how much of it, 0 when the staging is full. */
 static enum rf_code out_add_piece(struct tcp_out *out, const struct segment *piece,
                                   uint64_t *ret_bytes, struct rf_error *err)
 {
@@ -477,10 +492,7 @@ static enum rf_code out_add_body(const struct tcp_conn *conn, struct tcp_out *ou
         uint64_t bytes = 0;
         if (left == 0 || !layout_cursor_peek(&walk, left, &piece))
             break;
-        if (wants_sendfile(conn, &piece)) {
-            out->fd = region_fd(piece.region);
-            out->fd_offset = piece.region_offset;
-            out->fd_bytes = piece.bytes;
+        if (out_add_bulk(conn, out, &piece)) {
             left -= piece.bytes;
             break;
         }
@@ -505,14 +517,14 @@ bool tcp_conn_out(struct tcp_conn *conn, struct tcp_out *ret_out, enum rf_code *
         next_frame(conn);
     ret_out->iov_count = 0;
     ret_out->iov_bytes = 0;
-    ret_out->fd_bytes = 0;
+    ret_out->bulk_bytes = 0;
     ret_out->staged = 0;
     ret_out->more = conn->queue_count > (conn->digest_said ? 1 : 0);
     if (conn->words_sent < conn->words_bytes)
         out_add(ret_out, conn->words + conn->words_sent, conn->words_bytes - conn->words_sent);
     if (conn->frame_left > 0)
         *ret_code = out_add_body(conn, ret_out, err);
-    return *ret_code == RF_OK && (ret_out->iov_count > 0 || ret_out->fd_bytes > 0);
+    return *ret_code == RF_OK && (ret_out->iov_count > 0 || ret_out->bulk_bytes > 0);
 }
 
 /* What lies in a file is read once more: it is in the page cache, which it was sent from. */
@@ -580,9 +592,9 @@ uint64_t tcp_conn_sent(struct tcp_conn *conn, uint64_t bytes)
     return body;
 }
 
-void tcp_conn_no_sendfile(struct tcp_conn *conn)
+void tcp_conn_no_bulk(struct tcp_conn *conn, enum tcp_bulk bulk)
 {
-    conn->no_sendfile = true;
+    conn->no_bulk[bulk] = true;
 }
 
 void tcp_conn_drain(struct tcp_conn *conn)

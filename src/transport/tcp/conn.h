@@ -16,17 +16,24 @@ struct tcp_policy {
     struct exporter exporter;
     uint32_t max_readers;
     atomic_uint readers; /* let in; relaxed: a count that guards no data */
-    bool sendfile_memfd; /* faster than sending from its mapping, as memfds have huge pages here */
 };
 
-/* What to send next: first iov, then fd_bytes of fd. Either may be empty, not both. */
+/* How a large piece is sent without copying it. */
+enum tcp_bulk {
+    TCP_BULK_FILE,  /* from the page cache: sendfile() from out.fd at out.fd_offset */
+    TCP_BULK_PAGES, /* from memory of ours at out.pages: its pages are lent to the socket */
+};
+
+/* What to send next: first iov, then bulk_bytes without copying. Either may be empty, not both. */
 struct tcp_out {
     struct iovec iov[TCP_OUT_IOV];
     int iov_count;
     uint64_t iov_bytes;
+    enum tcp_bulk bulk;
+    uint64_t bulk_bytes;
     int fd;
     uint64_t fd_offset;
-    uint64_t fd_bytes;
+    const uint8_t *pages;
     bool more; /* something follows at once */
     /* Pieces too small to be sent from where they are; iov points here. */
     uint64_t staged;
@@ -53,8 +60,8 @@ bool tcp_conn_out(struct tcp_conn *conn, struct tcp_out *ret_out, enum rf_code *
                   struct rf_error *err);
 /* So many bytes of it, in its order, are gone. Returns how many of them were the model's. */
 uint64_t tcp_conn_sent(struct tcp_conn *conn, uint64_t bytes);
-/* The descriptor last given out cannot be sent from: memory and staging are used from now on. */
-void tcp_conn_no_sendfile(struct tcp_conn *conn);
+/* The system cannot send that way: such pieces are copied from now on. */
+void tcp_conn_no_bulk(struct tcp_conn *conn, enum tcp_bulk bulk);
 
 /* Takes no more requests: says GOODBYE and ends those it has. */
 void tcp_conn_drain(struct tcp_conn *conn);

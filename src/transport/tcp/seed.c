@@ -25,8 +25,9 @@ enum {
     SEED_SPARE_CONNECTIONS = 64, /* beyond the limit, to be told so */
     SEED_TURN_BYTES = 1 << 20,   /* of one connection, before the others are looked at */
     SEED_TURN_CALLS = 8,
-    SEED_CROWDED_MS = 1000, /* for a hello, while more than half of the places are taken */
-    SEED_MAX_TICK_MS = 500, /* between two looks at the connections' deadlines */
+    SEED_PIPE_BYTES = 256 << 10, /* in a worker's pipe at a time; larger ones were no faster */
+    SEED_CROWDED_MS = 1000,      /* for a hello, while more than half of the places are taken */
+    SEED_MAX_TICK_MS = 500,      /* between two looks at the connections' deadlines */
     SEED_MIN_TICK_MS = 10,
 };
 
@@ -49,6 +50,8 @@ struct worker {
     pthread_t thread;
     int epoll_fd;
     int wake_fd;
+    int pipe_fds[2]; /* through which pages go to sockets; empty between two turns */
+    int null_fd;     /* where those go that a socket did not take */
     atomic_uint
         load; /* connections, those on their way here included; relaxed: only for choosing */
 
@@ -69,6 +72,7 @@ struct worker {
 
 struct transport_seed {
     struct tcp_policy policy;
+    char far[TCP_CONGESTION_BYTES]; /* see tcp_tune_listener() */
     uint64_t handshake_ms;
     uint64_t idle_ms;
     uint64_t tick_ms;
@@ -168,7 +172,7 @@ static enum step send_memory(struct worker *worker, struct peer *peer, uint64_t 
 {
     struct tcp_out *out = &worker->out;
     const struct msghdr msg = {.msg_iov = out->iov, .msg_iovlen = (size_t)out->iov_count};
-    int more = out->more || out->fd_bytes > 0 ? MSG_MORE : 0;
+    int more = out->more || out->bulk_bytes > 0 ? MSG_MORE : 0;
 
     ssize_t n = sendmsg(peer->fd, &msg, MSG_NOSIGNAL | more);
     if (n < 0)
@@ -178,15 +182,16 @@ static enum step send_memory(struct worker *worker, struct peer *peer, uint64_t 
     return (uint64_t)n == out->iov_bytes ? STEP_ON : STEP_WAIT;
 }
 
-static enum step send_file(struct worker *worker, struct peer *peer, uint64_t *sent)
+/* Sends from the page cache; *ret_sent is how much of it. */
+static enum step send_file(const struct worker *worker, struct peer *peer, uint64_t *ret_sent)
 {
     const struct tcp_out *out = &worker->out;
     off_t offset = (off_t)out->fd_offset;
     char name[TCP_ADDRESS_TEXT_BYTES];
 
-    ssize_t n = sendfile(peer->fd, out->fd, &offset, out->fd_bytes);
+    ssize_t n = sendfile(peer->fd, out->fd, &offset, out->bulk_bytes);
     if (n < 0 && (errno == EINVAL || errno == ENOSYS)) {
-        tcp_conn_no_sendfile(peer->conn); /* a file system without it, hugetlbfs for one */
+        tcp_conn_no_bulk(peer->conn, TCP_BULK_FILE); /* a file system without it */
         return STEP_ON;
     }
     if (n < 0)
@@ -196,12 +201,71 @@ static enum step send_file(struct worker *worker, struct peer *peer, uint64_t *s
          * Asking again it gets the reason from lease_check(). */
         log_warn("file being served ended early",
                  "peer=%s offset=%" PRIu64 " missing_bytes=%" PRIu64, peer_name(peer, name),
-                 out->fd_offset, out->fd_bytes);
+                 out->fd_offset, out->bulk_bytes);
         return STEP_BROKEN;
     }
-    *sent += (uint64_t)n;
-    tcp_conn_sent(peer->conn, (uint64_t)n);
-    return (uint64_t)n == out->fd_bytes ? STEP_ON : STEP_WAIT;
+    *ret_sent = (uint64_t)n;
+    return *ret_sent == out->bulk_bytes ? STEP_ON : STEP_WAIT;
+}
+
+/* Moves what is in the worker's pipe to the socket. What the socket does not take is let go: it is
+ * not lost, only lent again later. */
+static enum step send_pipe(const struct worker *worker, struct peer *peer, size_t bytes, bool more,
+                           uint64_t *sent)
+{
+    enum step step = STEP_ON;
+
+    while (bytes > 0 && step == STEP_ON) {
+        ssize_t n = splice(worker->pipe_fds[0], NULL, peer->fd, NULL, bytes,
+                           SPLICE_F_NONBLOCK | (more ? SPLICE_F_MORE : 0));
+        if (n > 0) {
+            bytes -= (size_t)n;
+            *sent += (uint64_t)n;
+        } else {
+            step = n == 0 ? STEP_BROKEN : step_of_errno(peer, "splice");
+        }
+    }
+    while (bytes > 0) {
+        ssize_t n = splice(worker->pipe_fds[0], NULL, worker->null_fd, NULL, bytes, 0);
+        if (n <= 0 && errno != EINTR)
+            return STEP_BROKEN; /* cannot be: the pipe holds what it was given */
+        bytes -= n > 0 ? (size_t)n : 0;
+    }
+    return step;
+}
+
+/* Lends pages to the socket, by way of the worker's pipe: on 2 cores 0.037 s/GB instead of the 0.088
+ * that a copy takes, and from pages of 4 KiB 0.053 instead of 0.100. */
+static enum step send_pages(const struct worker *worker, struct peer *peer, uint64_t *ret_sent)
+{
+    const struct tcp_out *out = &worker->out;
+    enum step step = STEP_ON;
+
+    while (*ret_sent < out->bulk_bytes && step == STEP_ON) {
+        uint64_t left = out->bulk_bytes - *ret_sent;
+        const uint8_t *at = out->pages + *ret_sent;
+        struct iovec pages = {.iov_len = left < SEED_PIPE_BYTES ? left : SEED_PIPE_BYTES};
+        memcpy(&pages.iov_base, &at, sizeof at); /* one type for both directions */
+        ssize_t n = vmsplice(worker->pipe_fds[1], &pages, 1, SPLICE_F_NONBLOCK);
+        if (n <= 0) {
+            tcp_conn_no_bulk(peer->conn, TCP_BULK_PAGES); /* a sandbox without it */
+            return STEP_ON;
+        }
+        step = send_pipe(worker, peer, (size_t)n, out->more || (uint64_t)n < left, ret_sent);
+    }
+    return step;
+}
+
+static enum step send_bulk(const struct worker *worker, struct peer *peer, uint64_t *sent)
+{
+    uint64_t bytes = 0;
+
+    enum step step = worker->out.bulk == TCP_BULK_FILE ? send_file(worker, peer, &bytes)
+                                                       : send_pages(worker, peer, &bytes);
+    if (bytes > 0)
+        tcp_conn_sent(peer->conn, bytes);
+    *sent += bytes;
+    return step;
 }
 
 static enum step send_next(struct worker *worker, struct peer *peer, uint64_t *sent)
@@ -220,8 +284,8 @@ static enum step send_next(struct worker *worker, struct peer *peer, uint64_t *s
     }
     if (worker->out.iov_count > 0)
         step = send_memory(worker, peer, sent);
-    if (step == STEP_ON && worker->out.fd_bytes > 0)
-        step = send_file(worker, peer, sent);
+    if (step == STEP_ON && worker->out.bulk_bytes > 0)
+        step = send_bulk(worker, peer, sent);
     return step;
 }
 
@@ -356,7 +420,7 @@ static void accept_one(struct transport_seed *seed, int fd)
     peer->deadline_ns = clock_deadline_ns(
         crowded && seed->handshake_ms > SEED_CROWDED_MS ? SEED_CROWDED_MS : seed->handshake_ms);
     tcp_tune(fd, seed->idle_ms);
-    tcp_tune_sender(fd);
+    tcp_tune_accepted(fd, seed->far);
     accept_assign(seed, peer);
 }
 
@@ -523,23 +587,14 @@ static enum rf_code worker_prepare(struct transport_seed *seed, struct worker *w
     if (worker->epoll_fd < 0 || worker->wake_fd < 0 ||
         epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, worker->wake_fd, &event) != 0)
         return rf_fail_sys(err, "epoll of a tcp seed");
+    worker->null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    if (worker->null_fd < 0)
+        return rf_fail_sys(err, "open /dev/null");
+    if (pipe2(worker->pipe_fds, O_NONBLOCK | O_CLOEXEC) != 0)
+        return rf_fail_sys(err, "pipe of a tcp seed");
+    /* A user with many pipes gets no larger ones: more calls then, nothing worse. */
+    (void)fcntl(worker->pipe_fds[1], F_SETPIPE_SZ, SEED_PIPE_BYTES);
     return RF_OK;
-}
-
-/* Whether memfds get huge pages here: then sendfile() takes half of what copying from their mapping
- * takes (0.041 instead of 0.088 s/GB); with pages of 4 KiB it takes as much, and makes the reader's
- * copy slower (0.113 instead of 0.081 s/GB). */
-static bool memfds_have_huge_pages(void)
-{
-    rf_autoclose int fd =
-        open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", O_RDONLY | O_CLOEXEC);
-    char text[128];
-
-    ssize_t n = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
-    if (n <= 0)
-        return false;
-    text[n] = '\0';
-    return strstr(text, "[never]") == NULL && strstr(text, "[deny]") == NULL;
 }
 
 static void seed_set_phase(struct transport_seed *seed, enum seed_phase phase)
@@ -561,10 +616,12 @@ static void worker_free(struct worker *worker)
         tcp_conn_destroy(peer->conn);
         free(peer);
     }
-    if (worker->epoll_fd >= 0)
-        close(worker->epoll_fd);
-    if (worker->wake_fd >= 0)
-        close(worker->wake_fd);
+    int fds[] = {worker->epoll_fd, worker->wake_fd, worker->null_fd, worker->pipe_fds[0],
+                 worker->pipe_fds[1]};
+    for (unsigned i = 0; i < sizeof fds / sizeof fds[0]; i++) {
+        if (fds[i] >= 0)
+            close(fds[i]);
+    }
 }
 
 /* Ends the threads that run, and frees. */
@@ -598,7 +655,6 @@ static struct transport_seed *seed_create(const struct exporter *exporter,
     seed->policy.exporter = *exporter;
     seed->policy.max_readers =
         options->max_connections != 0 ? options->max_connections : TCP_MAX_CONNECTIONS;
-    seed->policy.sendfile_memfd = memfds_have_huge_pages();
     seed->idle_ms = options->idle_timeout_ms != 0 ? options->idle_timeout_ms : TCP_IDLE_MS;
     seed->handshake_ms = seed->idle_ms < TCP_HANDSHAKE_MS ? seed->idle_ms : TCP_HANDSHAKE_MS;
     seed->tick_ms = seed->idle_ms / 4 < SEED_MAX_TICK_MS ? seed->idle_ms / 4 : SEED_MAX_TICK_MS;
@@ -607,8 +663,8 @@ static struct transport_seed *seed_create(const struct exporter *exporter,
     seed->workers = workers;
     seed->worker_count = threads;
     for (unsigned i = 0; i < threads; i++) {
-        workers[i].epoll_fd = -1;
-        workers[i].wake_fd = -1;
+        workers[i].epoll_fd = workers[i].wake_fd = workers[i].null_fd = -1;
+        workers[i].pipe_fds[0] = workers[i].pipe_fds[1] = -1;
     }
     seed->listen_fd = -1;
     mutex_init(&seed->lock);
@@ -651,8 +707,10 @@ enum rf_code tcp_seed_start(const struct exporter *exporter,
     if (seed == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for a tcp seed");
     enum rf_code code = tcp_listen(options->host, options->port, &seed->listen_fd, &address, err);
-    if (code == RF_OK)
+    if (code == RF_OK) {
+        tcp_tune_listener(seed->listen_fd, seed->far);
         code = seed_run(seed, err);
+    }
     if (code != RF_OK) {
         seed_destroy(seed);
         return code;

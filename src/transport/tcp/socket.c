@@ -175,13 +175,21 @@ static bool is_near(int fd)
            info.tcpi_rtt < TCP_NEAR_US;
 }
 
-void tcp_tune_sender(int fd)
+void tcp_tune_listener(int fd, char ret_far[TCP_CONGESTION_BYTES])
 {
     static const char cubic[] = "cubic";
-    char name[16] = "";
+    char name[TCP_CONGESTION_BYTES] = "";
     socklen_t bytes = sizeof name - 1;
 
+    ret_far[0] = '\0';
     if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &bytes) == 0 &&
-        strncmp(name, "bbr", 3) == 0 && (is_own_host(fd) || is_near(fd)))
-        (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, cubic, sizeof cubic - 1);
+        strncmp(name, "bbr", 3) == 0 &&
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, cubic, sizeof cubic - 1) == 0)
+        memcpy(ret_far, name, sizeof name);
+}
+
+void tcp_tune_accepted(int fd, const char *far)
+{
+    if (far[0] != '\0' && !is_own_host(fd) && !is_near(fd))
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, far, (socklen_t)strlen(far));
 }
