@@ -18,12 +18,14 @@
 
 enum {
     CHUNK_BYTES = 64 << 10,
+    THREE_CHUNKS = 3 * CHUNK_BYTES,
     STREAM_BYTES = 12 * CHUNK_BYTES + 4096,
     RANKS = 2,
     TENSORS = 20,
     TARGETS = 3,
     TARGET_BYTES = 4 * STREAM_BYTES,
     MAX_MOVES = 400,
+    MANY = 3 * FORK_MAX_ITEM_MOVES,
 };
 
 struct bed {
@@ -235,10 +237,10 @@ static void add_columns(struct bed *bed, uint32_t source, uint64_t offset, uint6
 /* Cuts a whole stream into tensors that are taken by rows, by columns, twice, converted, not. */
 static void add_random(struct bed *bed, uint32_t source, struct rand_seq *rand)
 {
-    uint64_t at = rand_below(rand, 3) == 0 ? rand_below(rand, 3 * CHUNK_BYTES) : 0;
+    uint64_t at = rand_below(rand, 3) == 0 ? rand_below(rand, THREE_CHUNKS) : 0;
 
     while (at < STREAM_BYTES) {
-        uint64_t bytes = 1 + rand_below(rand, rand_below(rand, 2) == 0 ? 3 * CHUNK_BYTES : 500);
+        uint64_t bytes = 1 + rand_below(rand, rand_below(rand, 2) == 0 ? THREE_CHUNKS : 500);
         uint32_t target = (uint32_t)rand_below(rand, TARGETS);
         struct fork_move move;
 
@@ -426,21 +428,21 @@ static void more_pieces_than_a_read_may_have_are_several_reads(void **state)
 {
     struct bed *bed = *state;
     struct item_list list;
-    static struct fork_move many[3 * FORK_MAX_ITEM_MOVES];
+    static struct fork_move many[MANY];
 
-    for (uint64_t i = 0; i < 3 * FORK_MAX_ITEM_MOVES; i++) {
+    for (uint64_t i = 0; i < MANY; i++) {
         many[i] = run(0, 0, i * 8, 4);
         many[i].write_offset = i * 4;
     }
     bed->plan.moves = many;
-    bed->plan.move_count = 3 * FORK_MAX_ITEM_MOVES;
+    bed->plan.move_count = MANY;
     assert_int_equal(item_list_make(&bed->plan, &list, NULL), RF_OK);
     assert_int_equal(list.count, 3);
-    assert_int_equal(list.bytes, 4 * 3 * FORK_MAX_ITEM_MOVES);
+    assert_int_equal(list.bytes, 4 * MANY);
     item_list_free(&list);
     struct fork_stats stats;
     assert_int_equal(go(bed, &stats, NULL), RF_OK);
-    for (uint64_t i = 0; i < 3 * FORK_MAX_ITEM_MOVES; i++)
+    for (uint64_t i = 0; i < MANY; i++)
         assert_memory_equal(bed->memory[0] + i * 4, bed->rig.ranks[0].bytes + i * 8, 4);
 }
 
