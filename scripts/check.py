@@ -23,7 +23,7 @@ JOBS = os.cpu_count() or 2
 TIDY_SECONDS = int(os.environ.get("TIDY_SECONDS", "600"))
 MAX_COMPLEXITY = 15
 MAX_LINES = 60
-MAX_COLUMNS = 100
+MAX_COLUMNS = 120
 
 # The layers, left to right. Those in one group may not include each other.
 LAYER_GROUPS = [

@@ -234,8 +234,8 @@ static enum step send_pipe(const struct worker *worker, struct peer *peer, size_
     return step;
 }
 
-/* Lends pages to the socket, by way of the worker's pipe: on 2 cores 0.037 s/GB instead of the 0.088
- * that a copy takes, and from pages of 4 KiB 0.053 instead of 0.100. */
+/* Lends pages to the socket, by way of the worker's pipe: on 2 cores 0.037 s/GB instead of the
+ * 0.088 that a copy takes, and from pages of 4 KiB 0.053 instead of 0.100. */
 static enum step send_pages(const struct worker *worker, struct peer *peer, uint64_t *ret_sent)
 {
     const struct tcp_out *out = &worker->out;

@@ -36,13 +36,13 @@ enum rf_code tcp_listen(const char *host, uint16_t port, int *ret_fd,
  * after silent_ms. */
 void tcp_tune(int fd, uint64_t silent_ms);
 
-/* BBR paces what is sent by timers, for the sake of long and lossy paths. Where the peer is less than a
- * millisecond away that protects nothing and doubles the time both sides spend per byte (0.27 instead
- * of 0.15 s/GB in all, 3.3 instead of 5.8 GB/s over loopback, on 2 cores): there a seed uses CUBIC in its
- * place. Whatever else the system uses stays.
+/* BBR paces what is sent by timers, for the sake of long and lossy paths. Where the peer is less
+ * than a millisecond away that protects nothing and doubles the time both sides spend per byte
+ * (0.27 instead of 0.15 s/GB in all, 3.3 instead of 5.8 GB/s over loopback, on 2 cores): there a
+ * seed uses CUBIC in its place. Whatever else the system uses stays.
  *
- * A connection that has begun with BBR is paced for ever, so the listener is set to CUBIC and connections
- * from afar are set back: *ret_far is to what, "" if nothing was changed. */
+ * A connection that has begun with BBR is paced for ever, so the listener is set to CUBIC and
+ * connections from afar are set back: *ret_far is to what, "" if nothing was changed. */
 enum { TCP_CONGESTION_BYTES = 16 };
 void tcp_tune_listener(int fd, char ret_far[TCP_CONGESTION_BYTES]);
 void tcp_tune_accepted(int fd, const char *far);
