@@ -57,6 +57,12 @@ static void report_progress(struct fork_job *job)
                            total_bytes);
 }
 
+/* What the caller's thread remembers from tick to tick. */
+struct watch {
+    uint32_t turn; /* the source that is waited for first */
+    bool begun;
+};
+
 /* How many of a source's items wait for digests of its table. */
 static uint64_t items_waiting(struct fork_job *job, uint32_t source)
 {
@@ -66,43 +72,47 @@ static uint64_t items_waiting(struct fork_job *job, uint32_t source)
     return waiting;
 }
 
-/* Asks for the digests that are missing: of one source with time to wait for news, of the
- * others just for what there is. *turn goes round, so that each is waited for. */
-static enum rf_code ask_digests(struct fork_job *job, uint32_t *turn, uint64_t tick_ns,
+/* Asks for the digests that are missing. The first time of all sources, for what there is, so
+ * that most are there before their bytes; then of those with items that wait, of one of them
+ * with time to wait for news. Each gets its turn. */
+static enum rf_code ask_digests(struct fork_job *job, struct watch *watch, uint64_t tick_ns,
                                 bool *ret_asked, struct rf_error *err)
 {
     uint32_t count = job->plan->source_count;
-    bool waited = false;
+    bool first = !watch->begun && count > 1;
+    bool waited = first;
 
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t source = (*turn + i) % count;
+    watch->begun = true;
+    for (uint32_t i = 0; i < count && !job_stopped(job); i++) {
+        uint32_t source = (watch->turn + i) % count;
         struct digest_table *table = job->plan->sources[source].table;
 
         if (table == NULL || digest_table_known(table) == digest_table_count(table))
             continue;
-        if (count > 1 && items_waiting(job, source) == 0)
+        if (count > 1 && !first && items_waiting(job, source) == 0)
             continue;
         enum rf_code code = job->options->digests(job->options->digests_ctx, source, table,
                                                   waited ? clock_now_ns() : tick_ns, err);
         if (code != RF_OK && code != RF_E_TIMEOUT)
             return code;
         if (!waited)
-            *turn = source + 1;
+            watch->turn = source + 1;
         waited = true;
         *ret_asked = true;
     }
     return RF_OK;
 }
 
-/* Digests that are still missing are asked for; otherwise just waits a tick. */
-static void wait_tick(struct fork_job *job, uint32_t *turn)
+/* Digests that are still missing are asked for; otherwise waits a tick, or until some are
+ * missed. */
+static void wait_tick(struct fork_job *job, struct watch *watch)
 {
     uint64_t tick_ns = clock_deadline_ns(FORK_TICK_MS);
     struct rf_error error;
     bool asked = false;
 
     if (job->options->verify) {
-        enum rf_code code = ask_digests(job, turn, tick_ns, &asked, &error);
+        enum rf_code code = ask_digests(job, watch, tick_ns, &asked, &error);
 
         if (code != RF_OK) {
             error.code = code;
@@ -114,6 +124,7 @@ static void wait_tick(struct fork_job *job, uint32_t *turn)
         job_compare(job);
     mutex_lock(&job->lock);
     while (!job->failed && job->done_items < job->list.count && job->workers > 0 &&
+           (asked || job->all_waiting == 0) &&
            cond_wait_until(&job->changed, &job->lock, tick_ns)) {
     }
     mutex_unlock(&job->lock);
@@ -129,7 +140,7 @@ static bool workers_gone(struct fork_job *job)
 
 static void supervise(struct fork_job *job)
 {
-    uint32_t turn = 0;
+    struct watch watch = {.turn = 0};
     uint64_t reported_ns = clock_now_ns();
 
     while (!job_over(job)) {
@@ -140,7 +151,7 @@ static void supervise(struct fork_job *job)
             rf_fail(&error, RF_E_FAILED, "all connections ended before the fork was complete");
             job_fail(job, &error);
         }
-        wait_tick(job, &turn);
+        wait_tick(job, &watch);
         if (clock_now_ns() - reported_ns >= FORK_TICK_MS * CLOCK_NS_PER_MS) {
             report_progress(job);
             reported_ns = clock_now_ns();

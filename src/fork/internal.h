@@ -88,9 +88,10 @@ struct fork_job {
     struct mutex lock;
     struct cond changed;
     struct peer_items *peers RF_GUARDED_BY(lock);
-    uint64_t *again RF_GUARDED_BY(lock);     /* [count] stacks of items to read once more */
-    uint64_t *waiting RF_GUARDED_BY(lock);   /* [source_count] items that wait for their digest */
-    uint64_t done_items RF_GUARDED_BY(lock); /* arrived, and verified if that is asked for */
+    uint64_t *again RF_GUARDED_BY(lock);      /* [count] stacks of items to read once more */
+    uint64_t *waiting RF_GUARDED_BY(lock);    /* [source_count] items that wait for their digest */
+    uint64_t all_waiting RF_GUARDED_BY(lock); /* of all sources */
+    uint64_t done_items RF_GUARDED_BY(lock);  /* arrived, and verified if that is asked for */
     uint64_t retried RF_GUARDED_BY(lock);
     uint64_t wasted_bytes RF_GUARDED_BY(lock);
     uint8_t *state RF_GUARDED_BY(lock);                 /* [count] enum item_state */

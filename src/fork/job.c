@@ -298,8 +298,10 @@ static void settle_locked(struct fork_job *job, uint64_t index, const uint8_t *s
             memcpy(want, said, sizeof(want));
         else if (!digest_table_get(source->table, item->lo / source->manifest->chunk_bytes, want))
             return;
-        if (said == NULL)
+        if (said == NULL) {
             job->waiting[item->source]--;
+            job->all_waiting--;
+        }
         if (memcmp(want, job->got[index], hash_bytes(source->manifest->algorithm)) != 0) {
             corrupt_locked(job, index, want);
             return;
@@ -317,9 +319,13 @@ void job_arrived(struct fork_job *job, uint64_t item, const uint8_t *digest, con
     job->state[item] = ITEM_ARRIVED;
     if (digest != NULL)
         memcpy(job->got[item], digest, HASH_MAX_BYTES);
-    if (digest != NULL && said == NULL)
+    if (digest != NULL && said == NULL) {
         job->waiting[job->list.items[item].source]++;
+        job->all_waiting++;
+    }
     settle_locked(job, item, said);
+    if (job->all_waiting == 1) /* whoever asks for digests may not know yet */
+        cond_broadcast(&job->changed);
     bool failed = job->failed;
     mutex_unlock(&job->lock);
     if (failed)

@@ -318,7 +318,13 @@ static const char llama_config[] =
     "\"num_key_value_heads\":4,\"intermediate_size\":128,\"num_hidden_layers\":1,"
     "\"vocab_size\":32,\"torch_dtype\":\"bfloat16\"}";
 
-enum { LLAMA_HIDDEN = 64, LLAMA_INNER = 128, LLAMA_VOCAB = 32, LLAMA_ROOM = 64 << 10 };
+enum {
+    LLAMA_HIDDEN = 64,
+    LLAMA_INNER = 128,
+    LLAMA_VOCAB = 32,
+    LLAMA_ROOM = 64 << 10,
+    LLAMA_SQUARE = 64 * 64
+};
 
 /* A Llama of one layer whose bytes count up from its tensor's first. */
 static void add_llama(struct rf_seed *seed, uint8_t *bytes)
@@ -361,7 +367,7 @@ static void a_rank_of_another_size_is_cut_from_the_seed(void **state)
     const struct rf_fork_options options = {.transport = "tcp", .tp_size = 2, .rank = 1};
     const struct rf_fork_options three = {.transport = "tcp", .tp_size = 3};
     uint8_t *bytes = malloc(LLAMA_ROOM);
-    uint8_t column[LLAMA_HIDDEN * LLAMA_HIDDEN];
+    uint8_t column[LLAMA_SQUARE];
     struct rf_seed *seed = NULL;
     struct rf_fork *fork = NULL;
     struct rf_fork_stats stats;
@@ -388,7 +394,7 @@ static void a_rank_of_another_size_is_cut_from_the_seed(void **state)
                             LLAMA_HIDDEN);
     /* The second half of the rows of the sixth. */
     assert_memory_equal(rf_fork_data(fork, "model.layers.0.self_attn.q_proj.weight"),
-                        bytes + 5 + LLAMA_HIDDEN * LLAMA_HIDDEN, LLAMA_HIDDEN * LLAMA_HIDDEN);
+                        bytes + 5 + LLAMA_SQUARE, LLAMA_SQUARE);
     rf_fork_get_stats(fork, &stats);
     assert_true(stats.verified);
     rf_fork_close(fork);
