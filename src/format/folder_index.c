@@ -1,6 +1,6 @@
 #include "format/folder_index.h"
 
-#include "format/json_scan.h"
+#include "base/json_scan.h"
 #include "format/model_folder.h"
 
 #include <inttypes.h>

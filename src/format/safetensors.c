@@ -1,7 +1,7 @@
 #include "format/safetensors.h"
 
 #include "base/dtype.h"
-#include "format/json_scan.h"
+#include "base/json_scan.h"
 #include "format/safetensors_check.h"
 
 #include <inttypes.h>

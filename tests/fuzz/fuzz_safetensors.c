@@ -1,7 +1,7 @@
 /* Two bytes, little-endian: how many bytes of data follow the header; the rest: the header's
  * JSON. What is accepted must keep the promises of safetensors.h and survive being written and
  * read again. */
-#include "format/json_scan.h"
+#include "base/json_scan.h"
 #include "format/safetensors.h"
 
 #include <stdlib.h>

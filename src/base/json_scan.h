@@ -7,8 +7,8 @@
  *
  * The first problem is kept: functions return false and leave `problem` and the place in the
  * scan. */
-#ifndef FORMAT_JSON_SCAN_H
-#define FORMAT_JSON_SCAN_H
+#ifndef BASE_JSON_SCAN_H
+#define BASE_JSON_SCAN_H
 
 #include "base/arena.h"
 #include "base/error.h"

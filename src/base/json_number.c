@@ -1,4 +1,4 @@
-#include "format/json_number.h"
+#include "base/json_number.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
-#include "format/json_scan.h"
+#include "base/json_scan.h"
 
+#include "base/json_number.h"
 #include "base/utf8.h"
-#include "format/json_number.h"
 
 #include <endian.h>
 #include <string.h>
