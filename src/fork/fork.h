@@ -59,8 +59,9 @@ struct fork_options {
 /* Somebody who can be connected to: one connection reaches all ranks there. */
 struct fork_peer {
     const struct transport_choice *choice;
-    const uint8_t *token; /* CHUNK_TOKEN_BYTES */
-    const char *name;     /* for messages */
+    const uint8_t *token;                        /* CHUNK_TOKEN_BYTES */
+    const char *name;                            /* for messages */
+    const struct transport_directory *directory; /* NULL: one of ours */
 };
 
 /* A rank of a peer's manifest that is read. */

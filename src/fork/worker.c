@@ -28,6 +28,7 @@ static enum rf_code worker_open(struct worker *worker, struct rf_error *err)
         .cancel = &job->stop,
         .cancel_fd = job->stop_fd,
         .connections = job->connections,
+        .directory = peer->directory,
     };
 
     memcpy(options.token, peer->token, sizeof(options.token));

@@ -13,6 +13,7 @@ struct seed_lease {
     uint8_t token[CHUNK_TOKEN_BYTES];
     char client[SEED_CLIENT_TEXT_BYTES];
     uint64_t expires_ns;
+    bool tokenless;       /* export_lease_open()'s: never in the list */
     uint32_t connections; /* that hold it; one that is closed is freed by the last of them */
     uint32_t reading;     /* of these, on transports that need the seed until the end (not map) */
     atomic_bool closed;   /* release by lease_end(), acquire by lease_check() */

@@ -178,6 +178,33 @@ static enum rf_code export_lease_acquire(void *ctx, const uint8_t token[CHUNK_TO
     return code;
 }
 
+/* Counts as a connection, and in a drain as a reader, but not against max_readers: whoever reads
+ * so has no way of being told. */
+static enum rf_code export_lease_open(void *ctx, const char *transport_name, void **ret_lease,
+                                      struct rf_error *err)
+{
+    struct seed_transport *transport = ctx;
+    struct seed *seed = transport->seed;
+    enum rf_code code = seed_serving(seed, err);
+    struct seed_lease *lease = code == RF_OK ? calloc(1, sizeof(*lease)) : NULL;
+
+    if (code != RF_OK)
+        return code;
+    if (lease == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for a lease");
+    snprintf(lease->client, sizeof(lease->client), "%s", transport_name);
+    atomic_init(&lease->closed, false);
+    lease->tokenless = true;
+    lease->connections = 1;
+    lease->reading = transport_needs_seed(transport) ? 1 : 0;
+    mutex_lock(&seed->lock);
+    seed->connections++;
+    seed->reading += lease->reading;
+    mutex_unlock(&seed->lock);
+    *ret_lease = lease;
+    return RF_OK;
+}
+
 static void export_lease_release(void *ctx, void *held)
 {
     struct seed_transport *transport = ctx;
@@ -196,7 +223,8 @@ static void export_lease_release(void *ctx, void *held)
     lease->expires_ns = clock_deadline_ns(seed->options.lease_ttl_ms < SEED_LEASE_GONE_MS
                                               ? seed->options.lease_ttl_ms
                                               : SEED_LEASE_GONE_MS);
-    if (lease->connections == 0 && atomic_load_explicit(&lease->closed, memory_order_acquire))
+    bool over = lease->tokenless || atomic_load_explicit(&lease->closed, memory_order_acquire);
+    if (lease->connections == 0 && over)
         free(lease);
     cond_broadcast(&seed->changed);
     mutex_unlock(&seed->lock);
@@ -245,6 +273,7 @@ void seed_exporter_init(struct seed_transport *transport)
     transport->exporter = (struct exporter){
         .ctx = transport,
         .lease_acquire = export_lease_acquire,
+        .lease_open = export_lease_open,
         .lease_release = export_lease_release,
         .lease_check = export_lease_check,
         .lease_account = export_lease_account,

@@ -143,6 +143,22 @@ const char *seed_refused_transports(struct seed *seed)
     return seed_store(seed) != NULL ? seed->refused : "";
 }
 
+uint64_t seed_rank_base(struct seed *seed, const char *transport, uint32_t rank)
+{
+    uint32_t count;
+    const struct endpoint *endpoints = seed_endpoints(seed, &count);
+
+    for (uint32_t i = 0; i < count; i++) {
+        const struct seed_transport *slot = &seed->transports[i];
+
+        if (strcmp(endpoints[i].transport, transport) == 0)
+            return slot->transport->seed_base == NULL
+                       ? 0
+                       : slot->transport->seed_base(slot->half, rank);
+    }
+    return 0;
+}
+
 const char *seed_instance_id(struct seed *seed)
 {
     return seed->instance_id;
@@ -198,17 +214,23 @@ static void *watch_main(void *arg)
 
 /* ---- publishing ---- */
 
-static bool transport_wanted(const struct seed *seed, const char *name)
+static bool is_named(const char *const *names, const char *name)
 {
-    const char *const *wanted = seed->options.transports;
-
-    if (wanted == NULL)
-        return strcmp(name, "null") != 0;
-    for (; *wanted != NULL; wanted++) {
-        if (strcmp(*wanted, name) == 0)
+    for (; names != NULL && *names != NULL; names++) {
+        if (strcmp(*names, name) == 0)
             return true;
     }
     return false;
+}
+
+static bool transport_wanted(const struct seed *seed, const struct transport *transport)
+{
+    const struct seed_options *options = &seed->options;
+
+    if (is_named(options->also, transport->name))
+        return true;
+    return options->transports == NULL ? !transport->on_request
+                                       : is_named(options->transports, transport->name);
 }
 
 static void note_refused(struct seed *seed, const char *name, const char *why)
@@ -217,6 +239,12 @@ static void note_refused(struct seed *seed, const char *name, const char *why)
 
     snprintf(seed->refused + used, sizeof(seed->refused) - used, "%s%s: %s", used > 0 ? "; " : "",
              name, why);
+}
+
+/* The fixed port of a transport that was asked for by name, or of the others. */
+static uint16_t seed_port_for(const struct seed *seed, const struct transport *transport)
+{
+    return transport->on_request ? seed->options.te_port : seed->options.data_port;
 }
 
 /* A transport that cannot serve this model is left out; one that was given a port or a path and
@@ -228,7 +256,7 @@ static enum rf_code start_transport(struct seed *seed, const struct transport *t
     struct transport_verdict verdict = {.usable = false};
     struct transport_seed_options options = {
         .host = seed->host,
-        .port = seed->options.data_port,
+        .port = seed_port_for(seed, transport),
         .socket = seed->socket,
         /* A reader may open several connections, and dead ones linger until they time out. */
         .max_connections = seed->options.max_readers * 16,
@@ -251,9 +279,10 @@ static enum rf_code start_transport(struct seed *seed, const struct transport *t
         return RF_OK;
     }
     note_refused(seed, transport->name, error.text);
-    if (code == RF_E_UNSUPPORTED)
+    bool asked_for = is_named(seed->options.also, transport->name);
+    if (code == RF_E_UNSUPPORTED && !asked_for)
         return RF_OK;
-    if (seed->options.data_port != 0 || seed->socket != NULL)
+    if (seed->options.data_port != 0 || seed->socket != NULL || asked_for)
         return rf_fail(err, code, "%s: %s", transport->name, error.text);
     log_warn("transport not offered", "transport=%s why=\"%s\"", transport->name, error.text);
     return RF_OK;
@@ -267,7 +296,7 @@ static enum rf_code start_transports(struct seed *seed, struct rf_error *err)
     for (uint32_t i = 0; i < count && seed->transport_count < TRANSPORT_MAX_ENDPOINTS; i++) {
         enum rf_code code = RF_OK;
 
-        if (transport_wanted(seed, list[i]->name))
+        if (transport_wanted(seed, list[i]))
             code = start_transport(seed, list[i], err);
         if (code != RF_OK)
             return code;

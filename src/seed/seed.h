@@ -19,8 +19,11 @@ struct seed_options {
     const char *socket;    /* of map; NULL: abstract */
     uint32_t max_readers;  /* leases at a time; 0: 256 */
     uint64_t lease_ttl_ms; /* a lease without a connection or renewal ends after so long; 0: 60 s */
-    unsigned digest_threads;       /* 0: half the processors, at least 1 */
-    const char *const *transports; /* names to offer, NULL-terminated; NULL: all that can serve */
+    unsigned digest_threads; /* 0: half the processors, at least 1 */
+    /* Names to offer, NULL-terminated; NULL: all that can serve and need not be asked for. */
+    const char *const *transports;
+    const char *const *also; /* NULL, or further ones, in the same form: "te" */
+    uint16_t te_port;        /* of te's handshake, its data plane has the next one; 0: any */
 };
 
 struct seed;
@@ -48,6 +51,9 @@ struct store *seed_store(struct seed *seed);
  * why in *_reason lists: "map: weights live in the page cache". */
 const struct endpoint *seed_endpoints(struct seed *seed, uint32_t *ret_count);
 const char *seed_refused_transports(struct seed *seed);
+/* The address of byte 0 of a rank's stream for readers of this transport, which speak in addresses;
+ * 0: this transport is not offered, does not, or there is no such rank, or an empty one. */
+uint64_t seed_rank_base(struct seed *seed, const char *transport, uint32_t rank);
 /* Hex, 32 characters, random per process: tells two instances apart. */
 const char *seed_instance_id(struct seed *seed);
 /* Waits for all digests of the store: RF_OK, RF_E_TIMEOUT, or why they failed. */

@@ -46,6 +46,10 @@ struct exporter {
     /* The lease a token belongs to, held until lease_release(). RF_E_DENIED. */
     enum rf_code (*lease_acquire)(void *ctx, const uint8_t token[CHUNK_TOKEN_BYTES],
                                   const char *transport, void **ret_lease, struct rf_error *err);
+    /* A lease for connections whose protocol has no tokens: anybody may read who can reach them.
+     * Held until lease_release(). RF_E_UNREACHABLE, RF_E_CHANGED. */
+    enum rf_code (*lease_open)(void *ctx, const char *transport, void **ret_lease,
+                               struct rf_error *err);
     void (*lease_release)(void *ctx, void *lease);
     /* Whether this lease is still good (not expired, the seed not stopping, nothing it serves
      * changed); asked before each read. RF_E_CHANGED, RF_E_CANCELLED, RF_E_DENIED. */
@@ -58,7 +62,7 @@ struct exporter {
 
 struct transport_seed_options {
     const char *host; /* address to listen on: the one the HTTP side listens on */
-    uint16_t port;    /* 0: any */
+    uint16_t port;    /* 0: any; te: of the handshake, the data plane has the next one */
     /* map: path of the Unix socket; NULL: an abstract name of its own choosing */
     const char *socket;
     unsigned threads;         /* 0: the transport's choice */
@@ -69,6 +73,8 @@ struct transport_seed_options {
 };
 
 struct transport_seed; /* each transport's own */
+/* What is known beforehand of a peer that is not one of ours; each transport's own (te/te.h). */
+struct transport_directory;
 
 /* ---- the reader's side ---- */
 
@@ -108,6 +114,7 @@ struct transport_open_options {
     /* -1, or an eventfd that becomes readable at the same time: wakes poll() */
     int cancel_fd;
     unsigned connections; /* how many sessions the caller will open towards this endpoint */
+    const struct transport_directory *directory; /* NULL: the peer is one of ours */
 };
 
 struct transport_session; /* each transport's own */
@@ -133,6 +140,8 @@ struct transport {
     const char *summary; /* one line for `rfork doctor` */
     /* sessions, each on a thread of its own, that a reader does best to open; 0: 1 */
     unsigned default_connections;
+    /* Seeds offer it only if it is asked for by name: null moves nothing, te has no tokens. */
+    bool on_request;
 
     /* Whether it can work on this machine at all; the reason either way goes into ret->reason.
      * Never NULL. */
@@ -149,6 +158,9 @@ struct transport {
      * take. */
     uint32_t (*seed_drain)(struct transport_seed *seed, uint64_t deadline_ns);
     void (*seed_stop)(struct transport_seed *seed);
+    /* NULL unless readers speak in addresses: what byte 0 of a rank's stream has as an address; 0:
+     * no such rank, or an empty one. */
+    uint64_t (*seed_base)(const struct transport_seed *seed, uint32_t rank);
 
     /* Judges an endpoint without data moving. May look at the host, and at most knock at a
      * socket of this host: that takes no time and tells containers that share a host but not a

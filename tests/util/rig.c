@@ -36,6 +36,14 @@ static enum rf_code rig_lease_acquire(void *ctx, const uint8_t token[CHUNK_TOKEN
     return RF_OK;
 }
 
+static enum rf_code rig_lease_open(void *ctx, const char *transport, void **ret_lease,
+                                   struct rf_error *err)
+{
+    struct rig *rig = ctx;
+
+    return rig_lease_acquire(ctx, rig->token, transport, ret_lease, err);
+}
+
 static void rig_lease_release(void *ctx, void *lease)
 {
     struct rig *rig = ctx;
@@ -85,6 +93,7 @@ static void rig_begin(struct rig *rig)
     memset(rig, 0, sizeof *rig);
     rig->exporter = (struct exporter){.ctx = rig,
                                       .lease_acquire = rig_lease_acquire,
+                                      .lease_open = rig_lease_open,
                                       .lease_release = rig_lease_release,
                                       .lease_check = rig_lease_check,
                                       .lease_account = rig_lease_account,

@@ -378,6 +378,7 @@ static void null_close(struct transport_session *session)
 
 const struct transport transport_null = {
     .name = "null",
+    .on_request = true,
     .summary = "copies within one process, no network",
     .default_connections = 1,
     .available = null_available,
