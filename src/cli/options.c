@@ -3,6 +3,7 @@
 #include "base/buf.h"
 #include "base/log.h"
 #include "base/size.h"
+#include "cli/options_foreign.h"
 #include "cli/output.h"
 #include "cli/suggest.h"
 
@@ -246,6 +247,8 @@ static int unknown_option(const struct command_spec *spec, const char *word, siz
 {
     char typed[128];
     struct suggest suggest = {.typed = typed};
+    struct foreign_walk walk = {0};
+    struct foreign_arg arg;
     const struct option_spec *option;
 
     snprintf(typed, sizeof(typed), "%.*s", (int)(bytes < 100 ? bytes : 100), word);
@@ -253,6 +256,8 @@ static int unknown_option(const struct command_spec *spec, const char *word, siz
         if (option->type != OPTION_HEADING)
             suggest_offer(&suggest, option->name);
     }
+    while (spec->foreign != NULL && foreign_next(spec->foreign, "", 0, &walk, &arg))
+        suggest_offer(&suggest, arg.name);
     if (suggest.best == NULL)
         return output_usage(spec->name, "%s: no such option: --%s", spec->name, typed);
     return output_usage(spec->name, "%s: no such option: --%s; did you mean --%s?", spec->name,
@@ -282,6 +287,90 @@ static int take_value(struct parse *parse, const struct option_spec *option, con
     return OPTIONS_GO_ON;
 }
 
+/* ---- arguments of another program ---- */
+
+static int give_foreign(const struct parse *parse, const char *name, const char *value)
+{
+    const struct command_spec *spec = parse->spec;
+    struct rf_error error;
+
+    if (spec->foreign->take(parse->values, name, value, &error) == RF_OK)
+        return OPTIONS_GO_ON;
+    return error.code == RF_E_INVAL ? output_usage(spec->name, "%s: %s", spec->name, error.text)
+                                    : output_error(&error);
+}
+
+/* Takes the values of one that the command's own table has not. */
+static int take_foreign(struct parse *parse, const struct foreign_arg *arg,
+                        const char *inline_value)
+{
+    const char *command = parse->spec->name;
+    int exit_code = OPTIONS_GO_ON;
+    unsigned given = 0;
+
+    if (inline_value != NULL && arg->values == FOREIGN_NONE)
+        return output_usage(command, "%s: --%s takes no value", command, arg->name);
+    if (inline_value != NULL || arg->values == FOREIGN_NONE)
+        return give_foreign(parse, arg->name, inline_value);
+    while (exit_code == OPTIONS_GO_ON && (given == 0 || arg->values == FOREIGN_LIST) &&
+           parse->at + 1 < parse->argc && !foreign_is_option(parse->argv[parse->at + 1])) {
+        exit_code = give_foreign(parse, arg->name, parse->argv[++parse->at]);
+        given++;
+    }
+    if (given > 0)
+        return exit_code;
+    if (arg->values == FOREIGN_ONE)
+        return output_usage(command, "%s: --%s needs a value", command, arg->name);
+    return give_foreign(parse, arg->name, NULL);
+}
+
+/* Which argument of the other program is meant: the one of this name, else the only one that
+ * begins so; several spellings of one option of ours are one. *ret_arg is untouched if there is
+ * none, which leaves name NULL. */
+static int find_foreign(const struct command_spec *spec, const char *name, size_t bytes,
+                        struct foreign_arg *ret_arg)
+{
+    struct foreign_walk walk = {0};
+    struct foreign_arg arg;
+    const struct option_spec *first = NULL;
+    char others[256] = "";
+    size_t used = 0;
+    bool one = true;
+    bool negated;
+
+    while (spec->foreign != NULL && foreign_next(spec->foreign, name, bytes, &walk, &arg)) {
+        const struct option_spec *ours = find_long(spec, arg.name, strlen(arg.name), &negated);
+
+        if (arg.name[bytes] == '\0') {
+            *ret_arg = arg;
+            return OPTIONS_GO_ON;
+        }
+        if (ret_arg->name == NULL) {
+            *ret_arg = arg;
+            first = ours;
+        } else if (ours == NULL || ours != first) {
+            one = false;
+        }
+        if (used + strlen(arg.name) + 8 < sizeof(others))
+            used += (size_t)snprintf(others + used, sizeof(others) - used, "%s--%s",
+                                     used > 0 ? ", " : "", arg.name);
+    }
+    if (one)
+        return OPTIONS_GO_ON;
+    return output_usage(spec->name, "%s: --%.*s may be the beginning of more than one: %s",
+                        spec->name, (int)(bytes < 100 ? bytes : 100), name, others);
+}
+
+/* ---- one word, whoever it is for ---- */
+
+static int take_long(struct parse *parse, const struct option_spec *option, const char *shown,
+                     bool negated, const char *inline_value)
+{
+    if (inline_value != NULL && !takes_value(option))
+        return output_usage(parse->spec->name, "%s: %s takes no value", parse->spec->name, shown);
+    return take_value(parse, option, shown, negated ? "no" : inline_value);
+}
+
 static int parse_long(struct parse *parse, const char *word)
 {
     const char *name = word + 2;
@@ -289,14 +378,22 @@ static int parse_long(struct parse *parse, const char *word)
     const char *inline_value = name[bytes] == '=' ? name + bytes + 1 : NULL;
     bool negated = false;
     const struct option_spec *option = find_long(parse->spec, name, bytes, &negated);
+    struct foreign_arg arg = {.name = NULL};
     char shown[128];
 
+    if (option == NULL) {
+        int exit_code = find_foreign(parse->spec, name, bytes, &arg);
+
+        if (exit_code != OPTIONS_GO_ON)
+            return exit_code;
+        if (arg.name == NULL)
+            return unknown_option(parse->spec, name, bytes);
+        option = find_long(parse->spec, arg.name, strlen(arg.name), &negated);
+    }
     if (option == NULL)
-        return unknown_option(parse->spec, name, bytes);
+        return take_foreign(parse, &arg, inline_value);
     snprintf(shown, sizeof(shown), "--%.*s", (int)bytes, name);
-    if (inline_value != NULL && !takes_value(option))
-        return output_usage(parse->spec->name, "%s: %s takes no value", parse->spec->name, shown);
-    return take_value(parse, option, shown, negated ? "no" : inline_value);
+    return take_long(parse, option, shown, negated, inline_value);
 }
 
 static int parse_letter(struct parse *parse, const char *word)

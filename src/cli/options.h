@@ -30,6 +30,27 @@ struct option_spec {
     const char *help;     /* sentences; the default is added */
 };
 
+/* How many values an argument of another program takes. */
+enum foreign_values {
+    FOREIGN_NONE,
+    FOREIGN_ONE,
+    FOREIGN_MAYBE, /* one or none */
+    FOREIGN_LIST,  /* those words up to the next option */
+    FOREIGN_KINDS,
+};
+
+/* The arguments of another program, which a command understands beside its own. All of them can
+ * be shortened as far as they stay unambiguous. Names that the command's own table has, too, mean
+ * what they mean there. */
+struct foreign_spec {
+    const char *program;
+    const char *const *names[FOREIGN_KINDS]; /* by enum foreign_values; NULL ends each */
+    /* Gets one that the command's table has not, once a value; value NULL: there is none. `values`
+     * is the command's struct, `name` is of `names`, `value` borrowed from argv. An error ends the
+     * command; RF_E_INVAL says that the command line is wrong. */
+    enum rf_code (*take)(void *values, const char *name, const char *value, struct rf_error *err);
+};
+
 struct command_spec {
     const char *name;
     const char *operands; /* as in the usage line: "URL|DIR"; "" if there are none */
@@ -39,8 +60,9 @@ struct command_spec {
     const char *text;    /* paragraphs, each ended by a newline */
     const struct option_spec *options;
     unsigned option_count;
-    const char *examples; /* lines, printed as they are */
-    const char *exits;    /* lines: the exit codes one meets here */
+    const struct foreign_spec *foreign; /* NULL: none */
+    const char *examples;               /* lines, printed as they are */
+    const char *exits;                  /* lines: the exit codes one meets here */
 };
 
 #define OPTION_ROWS(table) .options = (table), .option_count = sizeof(table) / sizeof((table)[0])
