@@ -11,11 +11,13 @@
 enum {
     AT_TRANSFER = offsetof(struct serve_command, transfer),
     AT_SHARD = offsetof(struct serve_command, shard),
+    AT_SGLANG = offsetof(struct serve_command, sglang),
 };
 
 static const struct option_spec serve_options[] = {
     {.type = OPTION_HEADING, .help = "Where the weights come from"},
     {.name = "model-path",
+     .aliases = "model",
      .type = OPTION_TEXT,
      .arg = "DIR|FILE",
      .offset = offsetof(struct serve_command, model_path),
@@ -27,24 +29,12 @@ static const struct option_spec serve_options[] = {
      .help = "A running seed to fork from: http://HOST:PORT. Several, with commas between them: "
              "seeds that hold different ranks of one model."},
     {.name = "load-format",
-     .type = OPTION_CHOICE,
+     .type = OPTION_TEXT,
      .arg = "auto|safetensors|remote_instance",
      .fallback = "auto",
      .offset = offsetof(struct serve_command, load_format),
      .help = "remote_instance: from a seed. safetensors: from --model-path. auto: from the seed if "
              "one is given and answers, else from --model-path."},
-    {.name = "remote-instance-weight-loader-seed-instance-ip",
-     .type = OPTION_TEXT,
-     .arg = "IP",
-     .offset = offsetof(struct serve_command, seed_ip),
-     .help = "With the next: the same as --from, as SGLang spells it."},
-    {.name = "remote-instance-weight-loader-seed-instance-service-port",
-     .type = OPTION_COUNT,
-     .arg = "PORT",
-     .min = 1,
-     .max = 65535,
-     .offset = offsetof(struct serve_command, seed_port),
-     .help = "The port that the seed's HTTP side listens on."},
     {.type = OPTION_HEADING, .help = "Loading from disk"},
     {.name = "mmap",
      .type = OPTION_FLAG,
@@ -79,6 +69,7 @@ static const struct option_spec serve_options[] = {
      .help = "xxh3-128 finds errors; sha256 is for readers who do not trust the path. A fork has "
              "its seed's."},
     {.name = "model-name",
+     .aliases = "served-model-name",
      .type = OPTION_TEXT,
      .arg = "NAME",
      .offset = offsetof(struct serve_command, model_name),
@@ -144,6 +135,22 @@ static const struct option_spec serve_options[] = {
      .type = OPTION_FLAG,
      .offset = offsetof(struct serve_command, json),
      .help = "Print the ready line as a JSON object."},
+    {.type = OPTION_HEADING,
+     .help = "As SGLang spells it; its other arguments are accepted, and named if ignored"},
+    SGLANG_ROW_SEED_IP(AT_SGLANG),
+    SGLANG_ROW_SEED_PORT(AT_SGLANG),
+    SGLANG_ROW_BACKEND(AT_SGLANG),
+    SGLANG_ROW_GROUP_PORTS(AT_SGLANG),
+    SGLANG_ROW_START_SEED(AT_SGLANG),
+    SGLANG_ROW_BOOTSTRAP_PORT(AT_SGLANG),
+    SGLANG_ROW_MEMORY_SAVER(AT_SGLANG),
+    SGLANG_ROW_NNODES(AT_SGLANG),
+    SGLANG_ROW_NODE_RANK(AT_SGLANG),
+    SGLANG_ROW_DIST_INIT_ADDR(AT_SGLANG),
+    SGLANG_ROW_NODE_HOSTS(AT_SGLANG),
+    SGLANG_ROW_INFO_PORT(AT_SGLANG),
+    SGLANG_ROW_DTYPE(AT_SGLANG),
+    SGLANG_ROW_QUANTIZATION(AT_SGLANG),
 };
 
 static const struct command_spec serve_spec = {
@@ -160,6 +167,7 @@ static const struct command_spec serve_spec = {
         "them, however the seed is cut.\n"
         "SIGTERM or Ctrl-C: readers may finish, then it ends. A second one ends it at once.\n",
     OPTION_ROWS(serve_options),
+    .foreign = &sglang_foreign,
     .examples = "  rfork serve --model-path models/all-MiniLM-L6-v2\n"
                 "  rfork serve --model-path models/llama --host 0.0.0.0 --mmap\n"
                 "  rfork serve --model-path models/llama --tp 8 --ranks 0-3 --layout sglang\n"
@@ -167,56 +175,32 @@ static const struct command_spec serve_spec = {
                 "  rfork serve --from http://10.0.0.5:30000 --port 30001 --tp 4\n"
                 "  rfork serve --load-format remote_instance \\\n"
                 "      --remote-instance-weight-loader-seed-instance-ip 10.0.0.5 \\\n"
-                "      --remote-instance-weight-loader-seed-instance-service-port 30000\n",
+                "      --remote-instance-weight-loader-seed-instance-service-port 30000 \\\n"
+                "      --remote-instance-weight-loader-backend transfer_engine\n",
     .exits = "  0 ended by SIGTERM or Ctrl-C; 2 wrong command line; 3 port taken, no such\n"
              "  file; 4 not a model, or not what the plan says; 8 the seed does not answer;\n"
              "  11 too little memory; 12 interrupted before it was ready; 13 no plan for this\n"
-             "  architecture; 14 a file changed while it was served\n",
+             "  architecture, or an argument of SGLang that cannot be honoured; 14 a file\n"
+             "  changed while it was served\n",
 };
 
 /* ---- from the command line to a plan ---- */
 
-static int serve_find_seed(struct serve_command *command)
-{
-    bool v6 = command->seed_ip != NULL && strchr(command->seed_ip, ':') != NULL &&
-              command->seed_ip[0] != '[';
-
-    if (command->seed_ip == NULL && command->seed_port == 0)
-        return OPTIONS_GO_ON;
-    if (command->seed_ip == NULL || command->seed_port == 0)
-        return output_usage("serve",
-                            "serve: --remote-instance-weight-loader-seed-instance-ip and "
-                            "...-seed-instance-service-port go together: %s is missing",
-                            command->seed_ip == NULL ? "the first" : "the second");
-    if (command->from != NULL)
-        return output_usage("serve", "serve: --from and --remote-instance-weight-loader-... name "
-                                     "the seed twice: give one of them");
-    int bytes = snprintf(command->seed_url, sizeof(command->seed_url), "http://%s%s%s:%" PRIu64,
-                         v6 ? "[" : "", command->seed_ip, v6 ? "]" : "", command->seed_port);
-    if (bytes < 0 || (size_t)bytes >= sizeof(command->seed_url))
-        return output_usage("serve", "serve: --remote-instance-weight-loader-seed-instance-ip: "
-                                     "too long for an address");
-    command->from = command->seed_url;
-    return OPTIONS_GO_ON;
-}
-
 static int serve_check_source(const struct serve_command *command)
 {
-    bool remote = strcmp(command->load_format, "remote_instance") == 0;
     bool files = strcmp(command->load_format, "safetensors") == 0;
 
-    if (remote && command->from == NULL)
-        return output_usage("serve", "serve: --load-format remote_instance needs a seed: --from "
-                                     "URL, or --remote-instance-weight-loader-seed-instance-ip "
-                                     "and ...-service-port");
     if (files && command->from != NULL)
         return output_usage("serve", "serve: --load-format safetensors reads from disk, --from "
                                      "from a seed: drop one of them");
     if (files && command->model_path == NULL)
         return output_usage("serve", "serve: --load-format safetensors needs --model-path");
     if (command->from == NULL && command->model_path == NULL)
-        return output_usage("serve", "serve: nothing to serve: give --model-path DIR, or --from "
-                                     "URL to fork from a seed");
+        return output_usage("serve",
+                            "serve: nothing to serve: %s%sgive --model-path DIR, or --from URL "
+                            "to fork from a seed",
+                            command->sglang.missing,
+                            command->sglang.missing[0] != '\0' ? "; " : "");
     if (command->mmap && command->model_path == NULL)
         return output_usage("serve", "serve: --mmap is about files: it needs --model-path");
     if (command->chunk_bytes % MANIFEST_LEAF_BYTES != 0)
@@ -228,7 +212,7 @@ static int serve_check_source(const struct serve_command *command)
 static int serve_check(struct serve_command *command)
 {
     struct rf_error error;
-    int exit_code = serve_find_seed(command);
+    int exit_code = sglang_check(command);
 
     if (exit_code == OPTIONS_GO_ON)
         exit_code = serve_check_source(command);
@@ -244,7 +228,7 @@ static int serve_check(struct serve_command *command)
 
 int cmd_serve(int argc, char **argv)
 {
-    struct serve_command command = {.from = NULL};
+    struct serve_command command = {.sglang.missing = ""};
     unsigned operands;
     int exit_code = options_parse(&serve_spec, argc, argv, &command, &operands);
 
@@ -253,5 +237,6 @@ int cmd_serve(int argc, char **argv)
     if (exit_code == OPTIONS_GO_ON)
         exit_code = serve_run(&command);
     shards_free(&command.shards);
+    sglang_free(&command.sglang);
     return exit_code;
 }

@@ -1,8 +1,9 @@
-/* `rfork serve`, in three files: cmd_serve.c the command line, serve.c the life of the instance,
- * serve_load.c where the weights come from. Not for others. */
+/* `rfork serve`: cmd_serve.c is the command line, serve_sglang.c that part of it which SGLang has,
+ * serve.c the life of the instance, serve_load.c where the weights come from. Not for others. */
 #ifndef CLI_SERVE_H
 #define CLI_SERVE_H
 
+#include "cli/serve_sglang.h"
 #include "cli/shards.h"
 #include "cli/transfer.h"
 
@@ -12,10 +13,9 @@ enum { SERVE_URL_BYTES = 320 };
 
 struct serve_command {
     const char *model_path;
-    const char *from; /* URL of a seed; from seed_ip and seed_port too */
-    const char *load_format;
-    const char *seed_ip;
-    uint64_t seed_port;
+    const char *from;        /* URL of a seed; from SGLang's arguments too */
+    const char *load_format; /* after the check "auto", "safetensors" or "remote_instance" */
+    struct serve_sglang sglang;
     char seed_url[SERVE_URL_BYTES];
     bool mmap;
     bool direct;

@@ -115,8 +115,9 @@ class CommandLine(util.Case):
         self.usage("fork", "-x", says="no such option: -x")
         self.usage("help", "frok", says="did you mean fork")
 
-    def test_prefixes_are_not_accepted(self):
-        self.usage("serve", "--model", "x", says="no such option: --model; did you mean --model-")
+    def test_our_own_names_cannot_be_shortened(self):
+        self.usage("serve", "--drain", "x", says="no such option: --drain; did you mean --drain-timeout")
+        self.usage("fork", "--conn", "1", "u", says="no such option: --conn; did you mean --connections")
 
     def test_values(self):
         self.usage("serve", "--model-path", says="--model-path needs a value")
@@ -157,7 +158,7 @@ class CommandLine(util.Case):
 
     def test_what_contradicts_itself(self):
         self.usage("serve", says="nothing to serve: give --model-path DIR, or --from")
-        self.usage("serve", "--load-format", "remote_instance", says="needs a seed")
+        self.usage("serve", "--load-format", "remote_instance", says="nothing to serve: the seed's ip and service port are missing")
         self.usage("serve", "--load-format", "safetensors", "--from", "http://h:1", says="drop one")
         self.usage("serve", "--load-format", "safetensors", says="needs --model-path")
         self.usage("serve", "--mmap", "--from", "http://h:1", says="--mmap is about files")
