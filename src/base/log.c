@@ -44,7 +44,9 @@ int log_level_parse(const char *text)
         if (strcasecmp(text, level_names[i]) == 0)
             return i;
     }
-    return -1;
+    if (text != NULL && strcasecmp(text, "warning") == 0)
+        return LOG_WARN;
+    return text != NULL && strcasecmp(text, "critical") == 0 ? (int)LOG_ERROR : -1;
 }
 
 /* What snprintf() really wrote. */

@@ -18,7 +18,7 @@ void log_set_sink(log_sink_fn sink, void *ctx);
 /* Whether a line of this level would be written (one relaxed atomic load). */
 int log_enabled(enum log_level level);
 
-/* Parses "error" ... "trace"; -1 if it is none of them. */
+/* Parses "error" ... "trace", and "critical" and "warning" as Python has them; -1 if it is none. */
 int log_level_parse(const char *text);
 
 void log_event(enum log_level level, const char *event, const char *fmt, ...)

@@ -24,6 +24,7 @@ static const struct option_spec builtins[] = {
     {.name = "log-level",
      .type = OPTION_CHOICE,
      .arg = "error|warn|info|debug|trace",
+     .also = "warning|critical", /* Python's, and so SGLang's */
      .fallback = "warn",
      .env = "RFORK_LOG_LEVEL",
      .help = "Which events to log on stderr."},
@@ -157,7 +158,7 @@ static enum rf_code set_value(const struct option_spec *option, const char *text
         return rf_fail(err, RF_E_INVAL, "the value is empty");
     switch (option->type) {
     case OPTION_CHOICE:
-        if (!is_choice(option->arg, text))
+        if (!is_choice(option->arg, text) && !is_choice(option->also, text))
             return rf_fail(err, RF_E_INVAL, "\"%.100s\" is none of %s", text, option->arg);
         *(const char **)value = text;
         return RF_OK;

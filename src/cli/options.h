@@ -22,6 +22,7 @@ struct option_spec {
     char letter;         /* 0: none */
     enum option_type type;
     const char *arg;      /* what --help calls the value; see OPTION_CHOICE */
+    const char *also;     /* further words of OPTION_CHOICE; NULL: none */
     const char *fallback; /* the default as one would type it; NULL: zero */
     const char *env;      /* variable that is asked when the option is not given; NULL: none */
     uint64_t min;         /* of OPTION_COUNT and OPTION_SIZE */

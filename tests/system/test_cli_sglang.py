@@ -75,6 +75,11 @@ class Spelling(Case):
         self.usage("--remote-instance-weight-loader-seed-instance-s=0", says="0 is not in 1 ... 65535")
         self.usage("--nnod", "x", says='--nnod: "x" is not a whole number')
 
+    def test_levels_of_the_log_as_python_has_them(self):
+        for level in ("critical", "error", "warning", "info", "debug"):
+            self.parsed("--log-level", level)
+        self.usage("--log-level", "warnin", says="is none of error")
+
     def test_a_beginning_of_several_is_ambiguous(self):
         self.usage("--remote-instance-weight-loader-s=1",
                    says=f"may be the beginning of more than one: .*{START_SEED}")

@@ -210,6 +210,8 @@ static void levels_have_names(void **state)
     assert_int_equal(log_level_parse("info"), LOG_INFO);
     assert_int_equal(log_level_parse("debug"), LOG_DEBUG);
     assert_int_equal(log_level_parse("TRACE"), LOG_TRACE);
+    assert_int_equal(log_level_parse("warning"), LOG_WARN);
+    assert_int_equal(log_level_parse("critical"), LOG_ERROR);
     assert_int_equal(log_level_parse("verbose"), -1);
     assert_int_equal(log_level_parse(""), -1);
     assert_int_equal(log_level_parse(NULL), -1);
