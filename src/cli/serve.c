@@ -38,7 +38,10 @@ struct instance {
 static enum rf_code instance_start(struct instance *instance, struct rf_error *err)
 {
     const struct serve_command *command = instance->command;
+    static const char *const with_te[] = {"te", NULL};
     const struct seed_options seed_options = {
+        .also = command->sglang.start_seed ? with_te : NULL,
+        .te_port = (uint16_t)command->te_port,
         .host = command->host,
         .data_port = (uint16_t)command->data_port,
         .socket = command->socket,

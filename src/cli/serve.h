@@ -29,6 +29,7 @@ struct serve_command {
     const char *host;
     uint64_t port;
     uint64_t data_port;
+    uint64_t te_port;
     const char *socket;
     uint64_t max_readers;
     uint64_t drain_timeout_ms;

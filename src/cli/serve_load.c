@@ -62,12 +62,38 @@ static void model_name(const struct serve_command *command, char *out, size_t ro
         snprintf(out, room, "%s", command->model_name);
 }
 
+/* Whoever starts a seed for SGLang's clients wants what they ask for: their layout, unless another
+ * is named. A model that nobody wrote a plan for is served as it is, if it need not be cut. */
+static enum rf_code open_for_sglang(const struct serve_command *command,
+                                    const struct model_folder *folder, struct load_options *options,
+                                    struct load_shards *shards, struct load **ret_load,
+                                    struct rf_error *err)
+{
+    struct rf_error error;
+
+    *shards = command->shards.load;
+    shards->layout = "sglang";
+    options->shards = shards;
+    enum rf_code code = load_open(folder, options, ret_load, &error);
+    if (code == RF_OK)
+        return RF_OK;
+    bool unknown = code == RF_E_UNSUPPORTED || code == RF_E_FORMAT;
+    if (command->shards.given || !unknown) {
+        *err = error;
+        return code;
+    }
+    output_note("served in the layout of the checkpoint, as SGLang's is not known: %s", error.text);
+    options->shards = NULL;
+    return load_open(folder, options, ret_load, err);
+}
+
 static enum rf_code load_folder_open(const struct serve_command *command,
                                      const struct model_folder *folder, struct serve_loaded *loaded,
                                      struct rf_error *err)
 {
     struct load *load = NULL;
     struct load_needs needs;
+    struct load_shards shards;
     struct load_options options = {
         .memory = command->mmap ? LOAD_FILES : LOAD_MEMFD,
         .direct = command->direct,
@@ -79,7 +105,9 @@ static enum rf_code load_folder_open(const struct serve_command *command,
     };
     enum rf_code code = hash_parse(command->digest, &options.algorithm, err);
 
-    if (code == RF_OK)
+    if (code == RF_OK && command->sglang.start_seed && command->shard.layout == NULL)
+        code = open_for_sglang(command, folder, &options, &shards, &load, err);
+    else if (code == RF_OK)
         code = load_open(folder, &options, &load, err);
     if (code != RF_OK)
         return code;
