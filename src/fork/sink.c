@@ -187,12 +187,24 @@ static uint32_t next_extent(const struct item_slot *slot, const uint64_t *next, 
     return best;
 }
 
+/* Bytes that nobody wants, but that come. Each run of them has a place of its own: what is offered
+ * at once is hashed when all of it is there. RF_AGAIN: they are too many. */
+static enum rf_code add_hole(struct item_slot *slot, uint64_t bytes, uint64_t *used,
+                             struct rf_error *err)
+{
+    if (slot->bounce == NULL || bytes > FORK_BOUNCE_BYTES - *used)
+        return RF_AGAIN;
+    *used += bytes;
+    return add_place(slot, slot->bounce + (*used - bytes), bytes, err);
+}
+
 /* RF_AGAIN: this item does not go straight to its places after all. */
 static enum rf_code fill_places(struct item_slot *slot, uint64_t *next, struct rf_error *err)
 {
     const struct item_parts *parts = &slot->parts;
     enum rf_code code = RF_OK;
     uint32_t first = 0;
+    uint64_t holes = 0;
     uint64_t at = 0;
 
     while (code == RF_OK && first < parts->extent_count) {
@@ -202,10 +214,8 @@ static enum rf_code fill_places(struct item_slot *slot, uint64_t *next, struct r
 
         if (begin < at)
             return RF_AGAIN; /* bytes that go to two places */
-        if (begin > at && (slot->bounce == NULL || begin - at > FORK_BOUNCE_BYTES))
-            return RF_AGAIN;
-        if (begin > at) /* nobody wants them, but they come */
-            code = add_place(slot, slot->bounce, begin - at, err);
+        if (begin > at)
+            code = add_hole(slot, begin - at, &holes, err);
         if (code == RF_OK)
             code = add_piece(slot, extent, next[now], err);
         at = begin + extent->bytes;
@@ -213,11 +223,8 @@ static enum rf_code fill_places(struct item_slot *slot, uint64_t *next, struct r
         while (first < parts->extent_count && next[first] == parts->extents[first].count)
             first++;
     }
-    if (code == RF_OK && at < slot->item->bytes) {
-        if (slot->bounce == NULL || slot->item->bytes - at > FORK_BOUNCE_BYTES)
-            return RF_AGAIN;
-        code = add_place(slot, slot->bounce, slot->item->bytes - at, err);
-    }
+    if (code == RF_OK && at < slot->item->bytes)
+        code = add_hole(slot, slot->item->bytes - at, &holes, err);
     return code;
 }
 

@@ -3,7 +3,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/rand.h"
-#include "fork/item.h"
+#include "fork/internal.h"
 #include "model/convert.h"
 #include "util/rig.h"
 
@@ -412,6 +412,48 @@ static void a_small_hole_does_not_break_up_a_chunk(void **state)
     assert_int_equal(stats.wire_bytes, CHUNK_BYTES);
 }
 
+/* As a transport does that fills many places at once, and only then says so. */
+static void take_all_at_once(struct item_slot *slot, const uint8_t *bytes, uint64_t count)
+{
+    struct iovec iov[16];
+    uint64_t offered;
+    int places = slot->sink.where(&slot->sink, iov, 16, &offered);
+
+    assert_int_equal(offered, count);
+    for (int i = 0; i < places; i++) {
+        memcpy(iov[i].iov_base, bytes, iov[i].iov_len);
+        bytes += iov[i].iov_len;
+    }
+    assert_int_equal(slot->sink.took(&slot->sink, count, NULL), RF_OK);
+}
+
+static void several_small_holes_of_a_chunk_are_kept_apart(void **state)
+{
+    struct bed *bed = *state;
+    atomic_uint_fast64_t arrived = 0;
+    struct item_list list;
+    struct item_slot slot;
+    uint8_t found[HASH_MAX_BYTES];
+    uint8_t wanted[HASH_MAX_BYTES];
+
+    add_move(bed, run(0, 0, 64, 20000), 0);
+    add_move(bed, run(0, 1, 20100, 20000), 0);
+    add_move(bed, run(0, 0, 40130, CHUNK_BYTES - 40130 - 10), 0);
+    assert_int_equal(item_list_make(&bed->plan, &list, NULL), RF_OK);
+    assert_int_equal(list.count, 1);
+    assert_int_equal(list.items[0].kind, ITEM_CHUNK);
+    item_slot_init(&slot, &bed->plan, &arrived);
+    assert_int_equal(item_slot_begin(&slot, &list.items[0], 0, true, NULL), RF_OK);
+    assert_false(slot.bounces);
+    take_all_at_once(&slot, bed->rig.ranks[0].bytes, CHUNK_BYTES);
+    item_slot_digest(&slot, found);
+    assert_true(digest_table_get(bed->truth[0], 0, wanted));
+    assert_memory_equal(found, wanted, hash_bytes(HASH_XXH3_128));
+    assert_arrived(bed);
+    item_slot_free(&slot);
+    item_list_free(&list);
+}
+
 static void what_many_want_is_read_once(void **state)
 {
     struct bed *bed = *state;
@@ -580,6 +622,7 @@ int main(void)
         BED_TEST(what_is_wanted_whole_is_read_by_chunks),
         BED_TEST(slices_cost_their_own_bytes),
         BED_TEST(a_small_hole_does_not_break_up_a_chunk),
+        BED_TEST(several_small_holes_of_a_chunk_are_kept_apart),
         BED_TEST(what_many_want_is_read_once),
         BED_TEST(more_pieces_than_a_read_may_have_are_several_reads),
         BED_TEST(moves_beside_source_or_target_are_refused),
