@@ -2,6 +2,7 @@
 
 #include "base/cleanup.h"
 #include "base/size.h"
+#include "control/remote_agree.h"
 #include "control/remote_internal.h"
 #include "control/remote_views.h"
 #include "model/compare.h"
@@ -95,35 +96,6 @@ static enum rf_code want_shape(struct remote *remote, const struct remote_shape 
 
 /* ---- agreeing ---- */
 
-/* A model that has the wanted one's tensors and more would give bytes, and be another model. */
-static enum rf_code same_sources(const struct remote *one, const struct remote *other,
-                                 struct rf_error *err)
-{
-    const struct manifest *a = one->manifest;
-    const struct manifest *b = other->manifest;
-    uint32_t i = 0;
-    uint32_t j = 0;
-
-    if (a->source_count == 0 || b->source_count == 0)
-        return RF_OK; /* one that is not cut: its tensors are compared when it is asked for them */
-    while (i < a->source_count || j < b->source_count) {
-        const char *left = i < a->source_count ? a->sources[i].name : NULL;
-        const char *right = j < b->source_count ? b->sources[j].name : NULL;
-        int order = left == NULL ? 1 : right == NULL ? -1 : strcmp(left, right);
-
-        if (order != 0)
-            return rf_fail(err, RF_E_MISMATCH,
-                           "tensor %.120s: %s's model has it, %s's has not: they are seeds of two "
-                           "models",
-                           order < 0 ? left : right,
-                           client_url(order < 0 ? one->client : other->client),
-                           client_url(order < 0 ? other->client : one->client));
-        i++;
-        j++;
-    }
-    return RF_OK;
-}
-
 static enum rf_code plan_moves(struct remote_reshard *reshard, struct rf_error *err)
 {
     rf_autofree const struct manifest **seeds =
@@ -131,14 +103,14 @@ static enum rf_code plan_moves(struct remote_reshard *reshard, struct rf_error *
 
     if (seeds == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " seeds", reshard->remote_count);
-    for (uint32_t i = 0; i < reshard->remote_count; i++) {
-        enum rf_code code = same_sources(reshard->remotes[0], reshard->remotes[i], err);
-
-        if (code != RF_OK)
-            return code;
+    for (uint32_t i = 0; i < reshard->remote_count; i++)
         seeds[i] = reshard->remotes[i]->manifest;
-    }
-    return reshard_plan(seeds, reshard->remote_count, reshard->wanted, &reshard->plan, err);
+    /* First what the manifests say, tensor by tensor, then what only asking tells. */
+    enum rf_code code =
+        reshard_plan(seeds, reshard->remote_count, reshard->wanted, &reshard->plan, err);
+    for (uint32_t i = 1; code == RF_OK && i < reshard->remote_count; i++)
+        code = remote_agree(reshard->remotes[0], reshard->remotes[i], err);
+    return code;
 }
 
 /* Takes the wanted manifest over. */

@@ -222,6 +222,24 @@ class SeveralSeeds(Reshard):
                         self.assertEqual(sum(sent), 0)
 
 
+    def test_versions_of_one_model_do_not_mix(self):
+        """The same names, shapes and config; other bytes. Every chunk would be just what its seed says."""
+        (model, newer) = (self.llama(name) for name in ("one/llama", "two/llama"))
+        with self.cut(model, 2, "--ranks", "0") as one, self.cut(newer, 2, "--ranks", "1") as other:
+            for more in (["--tp", 1], ["--tp", 2], ["--tp", 2, "--dry-run"], ["-o", self.path("never-written")]):
+                self.rfork_fails(util.MISMATCH, "fork", one.url, other.url, *more, says="norm.*two versions of the model")
+            self.assert_nothing_left(self.path("never-written"))
+            urls = f"{one.url},{other.url}"
+            self.rfork_fails(util.MISMATCH, "serve", "--port", 0, "--from", urls, "--tp", 4, says="two versions")
+
+    def test_another_config_is_another_model(self):
+        tensors, config = llama()
+        model = self.model("one/llama", tensors, config=config)
+        other = self.model("two/llama", tensors, config={**config, "rope_theta": 1.0})
+        with self.cut(model, 2, "--ranks", "0") as one, self.cut(other, 2, "--ranks", "1") as wrong:
+            self.rfork_fails(util.MISMATCH, "fork", one.url, wrong.url, "--tp", 1, says="config.json")
+
+
 class BadDays(Reshard):
     """What goes wrong under way."""
 
