@@ -6,6 +6,7 @@
 #include "cli/probe.h"
 #include "cli/progress.h"
 #include "cli/seeds.h"
+#include "format/model_folder.h"
 #include "memory/region.h"
 
 #include <inttypes.h>
@@ -277,8 +278,10 @@ static enum rf_code fork_dry(const struct fork_command *command, struct seeds *s
 {
     struct forecast forecast = {.maps = command->output == NULL &&
                                         seeds_map(seeds, &command->transfer)};
-    enum rf_code code = RF_OK;
+    enum rf_code code = command->output != NULL ? folder_writer_check(command->output, err) : RF_OK;
 
+    if (code != RF_OK)
+        return code;
     forecast.move_bytes = bytes_to_move(seeds, forecast.maps);
     if (!forecast.maps)
         code = probe_run(seeds->remotes[0], &command->transfer, &forecast.probe, err);

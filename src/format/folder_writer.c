@@ -239,6 +239,23 @@ enum rf_code folder_writer_create(const char *path, struct folder_writer **ret_w
     return RF_OK;
 }
 
+enum rf_code folder_writer_check(const char *path, struct rf_error *err)
+{
+    struct folder_writer writer = {.parent_fd = -1};
+    enum rf_code code = set_path(&writer, path, err);
+
+    if (code == RF_OK)
+        code = open_parent(&writer, err);
+    if (code == RF_OK)
+        code = check_target(&writer, err);
+    if (code == RF_OK && faccessat(writer.parent_fd, ".", W_OK | X_OK, AT_EACCESS) != 0)
+        code = rf_fail_sys(err, "%s: no folder can be created there", writer.path);
+    if (writer.parent_fd >= 0)
+        close(writer.parent_fd);
+    free(writer.path);
+    return code;
+}
+
 /* ---- files ---- */
 
 /* The folder of a file with this name, made where it is missing. */

@@ -64,6 +64,8 @@ struct folder_writer;
  * temporary folder `<path>.rfork-partial-<pid>-<random>` behind, which may be removed. */
 enum rf_code folder_writer_create(const char *path, struct folder_writer **ret_writer,
                                   struct rf_error *err);
+/* Whether folder_writer_create() would do it as things are now; makes nothing. */
+enum rf_code folder_writer_check(const char *path, struct rf_error *err);
 /* Creates a file of that size (space reserved: RF_E_NOMEM names the bytes wanted and free when
  * the disk is full) and returns a read-write descriptor that the writer owns until commit or
  * destroy. */

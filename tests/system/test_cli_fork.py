@@ -188,6 +188,20 @@ class DryRun(util.Case):
             text = self.rfork_ok("fork", seed.url, "--dry-run", "--transport", "tcp").stdout
             self.assertRegex(text, r"33.6 MB in 8 tensors, 2 files\nby tcp: .*\nabout .*: a probe of .*B/s over")
 
+    def test_a_folder_in_the_way_is_seen_before(self):
+        full = self.folder / "full"
+        full.mkdir()
+        (full / "file").touch()
+        with self.seed("--model-path", self.model()) as seed:
+            for output, says in ((full, "not empty .it holds file"), (full / "file", "exists and is not a folder"),
+                                 (self.folder / "none" / "copy", "open folder .*none")):
+                line = self.rfork_fails(self.rfork("fork", seed.url, "-o", output).returncode, "fork", seed.url, "--dry-run",
+                                        "-o", output, says=says)
+                self.assertIn(str(output), line)
+            (full / "file").unlink()
+            self.rfork_ok("fork", seed.url, "--dry-run", "-o", full)
+            self.assertEqual(list(self.folder.glob("*partial*")), [])
+
     def test_by_map_nothing_would_move(self):
         with self.seed("--model-path", self.model()) as seed:
             done = self.rfork_json("fork", seed.url, "--dry-run")
