@@ -407,6 +407,12 @@ static int parse_letter(struct parse *parse, const char *word)
                             word);
     if (word[2] != '\0' && !takes_value(option))
         return output_usage(parse->spec->name, "%s: %s takes no value", parse->spec->name, shown);
+    if (word[2] == '=')
+        return output_usage(parse->spec->name,
+                            "%s: %.100s: write %s %.100s or --%s=%.100s (and %s ./%.100s for one "
+                            "that begins with \"=\")",
+                            parse->spec->name, word, shown, word + 3, option->name, word + 3, shown,
+                            word + 2);
     return take_value(parse, option, shown, word[2] != '\0' ? word + 2 : NULL);
 }
 

@@ -170,6 +170,10 @@ class CommandLine(util.Case):
         self.usage("fork", "--copy", "-o", "x", "u", says="--copy is about weights in memory")
         self.usage("fork", "--no-sync", "u", says="--no-sync is about the files")
 
+    def test_a_letter_with_an_equals_sign(self):
+        """Otherwise the folder would be called "=DIR"."""
+        self.usage("fork", "-o=copy", "u", says='-o=copy: write -o copy or --output=copy')
+
     def test_urls(self):
         for url in ("https://127.0.0.1:1", "http://", "http://127.0.0.1:99999", "ftp://127.0.0.1:1", "http://127.0.0.1:1/path",
                     "http://user@127.0.0.1:1", "127.0.0.1"):
