@@ -22,6 +22,10 @@ static enum rf_code plain_host(const char *host, char out[LISTEN_HOST_BYTES], st
         host++;
         bytes -= 2;
     }
+    if (strcmp(host, "*") == 0)
+        return rf_fail(err, RF_E_INVAL,
+                       "host \"*\": to listen on all addresses give 0.0.0.0, or :: for those of "
+                       "IPv6 too");
     if (bytes == 0 || bytes >= LISTEN_HOST_BYTES || strpbrk(host, " \t\r\n/") != NULL)
         return rf_fail(err, RF_E_INVAL, "host \"%.256s\": not a name or address to listen on",
                        host);

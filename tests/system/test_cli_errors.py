@@ -295,6 +295,9 @@ class Ports(util.Case):
     def test_an_address_that_is_not_ours(self):
         self.rfork_fails(util.SYS, "serve", "--host", "192.0.2.1", "--port", "0", "--model-path", self.model(), says="192.0.2.1")
 
+    def test_a_star_is_no_address(self):
+        self.rfork_fails(util.INVAL, "serve", "--host", "*", "--port", "0", "--model-path", self.model(), says="give 0.0.0.0")
+
     def test_a_name_that_does_not_exist(self):
         done = self.rfork("serve", "--host", "no-such-host.invalid", "--port", "0", "--model-path", self.model())
         self.assertIn(done.returncode, (util.INVAL, util.SYS), done.stderr)
