@@ -328,7 +328,7 @@ static void print_finding(const struct finding *finding)
                    finding->file_a != NULL ? finding->file_a : "none",
                    finding->file_b != NULL ? finding->file_b : "none");
     if (!line.failed)
-        printf("%s\n", (const char *)line.data);
+        output_put("%s\n", (const char *)line.data);
 }
 
 static void print_names(const struct diff *diff)
@@ -340,7 +340,7 @@ static void print_names(const struct diff *diff)
         const char *name = diff->findings[i].difference.name;
 
         if (strcmp(name, last) != 0)
-            printf("%s\n", name);
+            output_put("%s\n", name);
         last = name;
     }
 }
@@ -351,20 +351,21 @@ static void print_lines(const struct diff *diff)
     const char *between = ": ";
 
     if (diff->count == 0) {
-        printf("equal%s%s\n", diff->by_root ? ": root digest " : "",
-               diff->by_root ? diff->root : "");
+        output_put("equal%s%s\n", diff->by_root ? ": root digest " : "",
+                   diff->by_root ? diff->root : "");
         return;
     }
-    printf("A: %s\nB: %s\n", diff->a.text, diff->b.text);
+    output_put("A: %s\n", diff->a.text);
+    output_put("B: %s\n", diff->b.text);
     for (size_t i = 0; i < diff->count; i++) {
         print_finding(&diff->findings[i]);
         kinds[diff->findings[i].difference.kind]++;
     }
-    printf("%zu difference%s", diff->count, diff->count == 1 ? "" : "s");
+    output_put("%zu difference%s", diff->count, diff->count == 1 ? "" : "s");
     for (unsigned i = 0; i <= DIFF_IDENTITY; i++) {
         if (kinds[i] == 0)
             continue;
-        printf("%s%" PRIu64 " %s", between, kinds[i], kind_name((enum difference_kind)i));
+        output_put("%s%" PRIu64 " %s", between, kinds[i], kind_name((enum difference_kind)i));
         between = ", ";
     }
     putchar('\n');

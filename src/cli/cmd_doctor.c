@@ -127,8 +127,8 @@ static enum rf_code look_there(struct doctor *doctor, const char *url, uint64_t 
 
 static void print_path(const struct doctor_path *path)
 {
-    printf("  %-10s%-4s %s\n", path->name, path->verdict.usable ? "yes" : "no",
-           path->verdict.reason);
+    output_put("  %-10s%-4s %s\n", path->name, path->verdict.usable ? "yes" : "no",
+               path->verdict.reason);
 }
 
 static void print_host(const struct host_facts *host)
@@ -137,46 +137,47 @@ static void print_host(const struct host_facts *host)
     char total[SIZE_TEXT_BYTES];
     char locked[SIZE_TEXT_BYTES];
 
-    printf("This machine\n");
-    printf("  kernel          %s\n", host->kernel);
-    printf("  processors      %u\n", host->cpus);
-    printf("  memory          %s available of %s\n", size_text(host->available_bytes, available),
-           size_text(host->total_bytes, total));
-    printf("  sealed memfd    %s\n", host->memfd_seal ? "yes" : host->memfd_reason);
-    printf("  huge pages      transparent for shared memory: %s; reserved: %" PRIu64
-           " free of %" PRIu64 "\n",
-           host->shmem_huge, host->hugetlb_free, host->hugetlb_total);
-    printf("  open files      at most %" PRIu64 "%s\n", host->nofile,
-           host->nofile < HOST_FEW_FILES ? ": few for a seed with many readers; ulimit -n" : "");
+    output_put("This machine\n");
+    output_put("  kernel          %s\n", host->kernel);
+    output_put("  processors      %u\n", host->cpus);
+    output_put("  memory          %s available of %s\n",
+               size_text(host->available_bytes, available), size_text(host->total_bytes, total));
+    output_put("  sealed memfd    %s\n", host->memfd_seal ? "yes" : host->memfd_reason);
+    output_put("  huge pages      transparent for shared memory: %s; reserved: %" PRIu64
+               " free of %" PRIu64 "\n",
+               host->shmem_huge, host->hugetlb_free, host->hugetlb_total);
+    output_put("  open files      at most %" PRIu64 "%s\n", host->nofile,
+               host->nofile < HOST_FEW_FILES ? ": few for a seed with many readers; ulimit -n"
+                                             : "");
     if (host->memlock == UINT64_MAX)
-        printf("  locked memory   unlimited\n");
+        output_put("  locked memory   unlimited\n");
     else
-        printf("  locked memory   at most %s\n", size_text(host->memlock, locked));
-    printf("  host id         %s\n", host->boot_id[0] != '\0' ? host->boot_id : "unknown");
+        output_put("  locked memory   at most %s\n", size_text(host->memlock, locked));
+    output_put("  host id         %s\n", host->boot_id[0] != '\0' ? host->boot_id : "unknown");
 }
 
 static void print_seed(const struct doctor *doctor)
 {
-    printf("\nTowards %s (%s, %s)\n", doctor->url, doctor->info.model, doctor->info.state);
+    output_put("\nTowards %s (%s, %s)\n", doctor->url, doctor->info.model, doctor->info.state);
     for (uint32_t i = 0; i < doctor->info.endpoint_count; i++)
         print_path(&doctor->there[i]);
     if (doctor->info.refused_transports[0] != '\0')
-        printf("  not offered by the seed: %s\n", doctor->info.refused_transports);
+        output_put("  not offered by the seed: %s\n", doctor->info.refused_transports);
     if (doctor->chosen)
-        printf("  a fork would take %s: %s\n", doctor->choice.transport->name,
-               doctor->choice.reason);
+        output_put("  a fork would take %s: %s\n", doctor->choice.transport->name,
+                   doctor->choice.reason);
     else
-        printf("  a fork would fail: %s\n", doctor->no_choice);
+        output_put("  a fork would fail: %s\n", doctor->no_choice);
 }
 
 static void print_lines(const struct doctor *doctor)
 {
     print_host(&doctor->host);
-    printf("\nTransports here\n");
+    output_put("\nTransports here\n");
     for (uint32_t i = 0; i < doctor->here_count; i++)
         print_path(&doctor->here[i]);
     for (unsigned i = 0; host_missing[i].name != NULL; i++)
-        printf("  %-10s%-4s %s\n", host_missing[i].name, "no", host_missing[i].reason);
+        output_put("  %-10s%-4s %s\n", host_missing[i].name, "no", host_missing[i].reason);
     if (doctor->url != NULL)
         print_seed(doctor);
 }

@@ -72,17 +72,17 @@ static void print_seed(const struct inspect *inspect)
 {
     const struct instance_info *info = &inspect->subject.info;
 
-    printf("seed           %s, %s%s%s\n", client_url(inspect->subject.client), info->state,
-           info->state_reason[0] != '\0' ? ": " : "", info->state_reason);
-    printf("instance       %s, rfork %s, host %s\n", info->instance_id, or_dash(info->version),
-           or_dash(info->host_id));
-    printf("transports    ");
+    output_put("seed           %s, %s%s%s\n", client_url(inspect->subject.client), info->state,
+               info->state_reason[0] != '\0' ? ": " : "", info->state_reason);
+    output_put("instance       %s, rfork %s, host %s\n", info->instance_id, or_dash(info->version),
+               or_dash(info->host_id));
+    output_put("transports    ");
     for (uint32_t i = 0; i < info->endpoint_count; i++)
-        printf("%s %s %s", i > 0 ? "," : "", info->endpoints[i].transport,
-               info->endpoints[i].address);
-    printf("%s\n", info->endpoint_count == 0 ? " none" : "");
+        output_put("%s %s %s", i > 0 ? "," : "", info->endpoints[i].transport,
+                   info->endpoints[i].address);
+    output_put("%s\n", info->endpoint_count == 0 ? " none" : "");
     if (info->refused_transports[0] != '\0')
-        printf("not offered    %s\n", info->refused_transports);
+        output_put("not offered    %s\n", info->refused_transports);
 }
 
 static void print_dtypes(const struct inspect *inspect)
@@ -90,17 +90,17 @@ static void print_dtypes(const struct inspect *inspect)
     const char *between = "";
     char text[SIZE_TEXT_BYTES];
 
-    printf("dtypes         ");
+    output_put("dtypes         ");
     for (unsigned i = 0; i < RF_DTYPE_COUNT; i++) {
         const struct subject_dtype *dtype = &inspect->dtypes[i];
 
         if (dtype->tensors == 0)
             continue;
-        printf("%s%s: %" PRIu64 " tensor%s, %s", between, rf_dtype_name((enum rf_dtype)i),
-               dtype->tensors, dtype->tensors == 1 ? "" : "s", size_text(dtype->bytes, text));
+        output_put("%s%s: %" PRIu64 " tensor%s, %s", between, rf_dtype_name((enum rf_dtype)i),
+                   dtype->tensors, dtype->tensors == 1 ? "" : "s", size_text(dtype->bytes, text));
         between = "; ";
     }
-    printf("%s\n", inspect->tensors == 0 ? "none" : "");
+    output_put("%s\n", inspect->tensors == 0 ? "none" : "");
 }
 
 static void print_files(const struct manifest *manifest)
@@ -108,9 +108,9 @@ static void print_files(const struct manifest *manifest)
     char bytes[SIZE_TEXT_BYTES];
 
     for (uint32_t i = 0; i < manifest->file_count; i++)
-        printf("%-15s%s, %s\n",
-               manifest->files[i].kind == FILE_WEIGHTS ? "weight file" : "side file",
-               manifest->files[i].name, size_text(manifest->files[i].bytes, bytes));
+        output_put("%-15s%s, %s\n",
+                   manifest->files[i].kind == FILE_WEIGHTS ? "weight file" : "side file",
+                   manifest->files[i].name, size_text(manifest->files[i].bytes, bytes));
 }
 
 static void inspect_lines(const struct inspect *inspect)
@@ -119,26 +119,26 @@ static void inspect_lines(const struct inspect *inspect)
     const struct manifest *manifest = inspect->subject.manifest;
     char bytes[SIZE_TEXT_BYTES];
 
-    printf("model          %s (%s)\n", manifest->model,
-           manifest->architecture[0] != '\0' ? manifest->architecture : "unknown architecture");
+    output_put("model          %s (%s)\n", manifest->model,
+               manifest->architecture[0] != '\0' ? manifest->architecture : "unknown architecture");
     if (inspect->subject.client != NULL)
         print_seed(inspect);
     else
-        printf("path           %s\n", inspect->subject.text);
-    printf("stage          %s, layout %s, quantisation %s, weight version %" PRIu64 "\n",
-           manifest->stage < STAGE_COUNT ? stages[manifest->stage] : "?", manifest->layout,
-           or_dash(manifest->quantisation), manifest->weight_version);
-    printf("tensors        %" PRIu64 ", %s\n", inspect->tensors,
-           size_text(manifest_total_bytes(manifest), bytes));
+        output_put("path           %s\n", inspect->subject.text);
+    output_put("stage          %s, layout %s, quantisation %s, weight version %" PRIu64 "\n",
+               manifest->stage < STAGE_COUNT ? stages[manifest->stage] : "?", manifest->layout,
+               or_dash(manifest->quantisation), manifest->weight_version);
+    output_put("tensors        %" PRIu64 ", %s\n", inspect->tensors,
+               size_text(manifest_total_bytes(manifest), bytes));
     print_dtypes(inspect);
     inspect_print_ranks(inspect);
     print_files(manifest);
-    printf("manifest       %s\n", inspect->id);
+    output_put("manifest       %s\n", inspect->id);
     if (inspect->root[0] != '\0')
-        printf("root digest    %s\n", inspect->root);
+        output_put("root digest    %s\n", inspect->root);
     else
-        printf("root digest    not made yet: --digest %s\n",
-               inspect->subject.client != NULL ? "waits for it" : "reads all bytes");
+        output_put("root digest    not made yet: --digest %s\n",
+                   inspect->subject.client != NULL ? "waits for it" : "reads all bytes");
     if (inspect->command->tensors)
         inspect_print_tensors(manifest);
 }

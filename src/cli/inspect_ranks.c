@@ -1,6 +1,7 @@
 /* Ranks, slices, and what they are made of. */
 #include "base/size.h"
 #include "cli/inspect.h"
+#include "cli/output.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -53,17 +54,17 @@ void inspect_print_ranks(const struct inspect *inspect)
         if (count > 0)
             snprintf(slices, sizeof(slices), " (%" PRIu32 " slice%s)", count,
                      count == 1 ? "" : "s");
-        printf("rank           %s: %" PRIu32 " tensors%s, %s, %" PRIu64 " chunk%s of %s\n",
-               rank_id_text(&rank->id, name), rank->tensor_count, slices,
-               size_text(rank->stream_bytes, bytes), manifest_chunk_count(manifest, i),
-               manifest_chunk_count(manifest, i) == 1 ? "" : "s",
-               size_text(manifest->chunk_bytes, other));
+        output_put("rank           %s: %" PRIu32 " tensors%s, %s, %" PRIu64 " chunk%s of %s\n",
+                   rank_id_text(&rank->id, name), rank->tensor_count, slices,
+                   size_text(rank->stream_bytes, bytes), manifest_chunk_count(manifest, i),
+                   manifest_chunk_count(manifest, i) == 1 ? "" : "s",
+                   size_text(manifest->chunk_bytes, other));
     }
     if (inspect->subject.load == NULL)
         return;
     load_needs(inspect->subject.load, &needs);
-    printf("would hold     %s shown where it is in the files, %s made\n",
-           size_text(needs.viewed_bytes, bytes), size_text(needs.made_bytes, other));
+    output_put("would hold     %s shown where it is in the files, %s made\n",
+               size_text(needs.viewed_bytes, bytes), size_text(needs.made_bytes, other));
 }
 
 /* ---- tensors ---- */
@@ -72,7 +73,7 @@ static void print_dims(const uint64_t *dims, uint32_t count)
 {
     putchar('[');
     for (uint32_t d = 0; d < count; d++)
-        printf("%s%" PRIu64, d > 0 ? ", " : "", dims != NULL ? dims[d] : 0);
+        output_put("%s%" PRIu64, d > 0 ? ", " : "", dims != NULL ? dims[d] : 0);
     putchar(']');
 }
 
@@ -81,37 +82,37 @@ static void print_part(const struct manifest *manifest, const struct tensor *ten
                        const struct part *part)
 {
     if (part->source == MANIFEST_NONE) {
-        printf("  part         %s, %" PRIu64 " bytes\n", part->axis == 0 ? "zeros" : "a constant",
-               part->bytes);
+        output_put("  part         %s, %" PRIu64 " bytes\n",
+                   part->axis == 0 ? "zeros" : "a constant", part->bytes);
         return;
     }
     const struct manifest_source *source = &manifest->sources[part->source];
-    printf("  part         %s", source->name);
+    output_put("  part         %s", source->name);
     if (!is_whole(manifest, part)) {
         putchar('[');
         for (uint32_t d = 0; d < part->axis; d++)
-            printf(":, ");
-        printf("%" PRIu64 ":%" PRIu64 "]", part->start, part->start + part->count);
+            output_put(":, ");
+        output_put("%" PRIu64 ":%" PRIu64 "]", part->start, part->start + part->count);
     }
     if (part_converts(manifest, tensor, part))
-        printf(", %s as %s", rf_dtype_name(source->dtype), rf_dtype_name(tensor->dtype));
-    printf(", %" PRIu64 " bytes\n", part->bytes);
+        output_put(", %s as %s", rf_dtype_name(source->dtype), rf_dtype_name(tensor->dtype));
+    output_put(", %" PRIu64 " bytes\n", part->bytes);
 }
 
 static void print_tensor(const struct manifest *manifest, const struct manifest_rank *rank,
                          const struct tensor *tensor)
 {
-    printf("tensor         %s %s ", tensor->name, rf_dtype_name(tensor->dtype));
+    output_put("tensor         %s %s ", tensor->name, rf_dtype_name(tensor->dtype));
     print_dims(tensor->shape, tensor->ndim);
-    printf(" %" PRIu64, tensor->bytes);
+    output_put(" %" PRIu64, tensor->bytes);
     if (is_slice(tensor)) {
-        printf(" of ");
+        output_put(" of ");
         print_dims(tensor->global_shape, tensor->ndim);
-        printf(" at ");
+        output_put(" at ");
         print_dims(tensor->slice_start, tensor->ndim);
     }
     if (tensor->alias_of != MANIFEST_NONE)
-        printf(" = %s", rank->tensors[tensor->alias_of].name);
+        output_put(" = %s", rank->tensors[tensor->alias_of].name);
     putchar('\n');
     for (uint32_t i = 0; i < tensor->part_count; i++)
         print_part(manifest, tensor, &tensor->parts[i]);
@@ -125,7 +126,7 @@ void inspect_print_tensors(const struct manifest *manifest)
         const struct manifest_rank *rank = &manifest->ranks[r];
 
         if (manifest->rank_count > 1)
-            printf("tensors of     %s\n", rank_id_text(&rank->id, name));
+            output_put("tensors of     %s\n", rank_id_text(&rank->id, name));
         for (uint32_t i = 0; i < rank->tensor_count; i++)
             print_tensor(manifest, rank, &rank->tensors[i]);
     }

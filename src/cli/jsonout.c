@@ -77,7 +77,7 @@ enum rf_code jsonout_print(struct jsonout *out, struct rf_error *err)
     bool failed = out->buf.failed || out->buf.data == NULL;
 
     if (!failed)
-        output_line("%s", (const char *)out->buf.data);
+        output_json((const char *)out->buf.data);
     buf_free(&out->buf);
     return failed ? rf_fail(err, RF_E_NOMEM, "no memory for the JSON text") : RF_OK;
 }

@@ -1,5 +1,6 @@
 #include "cli/output.h"
 
+#include "base/cleanup.h"
 #include "cli/progress.h"
 
 #include <errno.h>
@@ -65,14 +66,53 @@ void output_flush(void)
         stdout_errno = errno;
 }
 
+/* Newlines at the format's beginning and end are its own, all others came with what it shows. */
+__attribute__((format(printf, 1, 0))) static void put_text(const char *fmt, va_list args)
+{
+    rf_autofree char *text = NULL;
+
+    if (vasprintf(&text, fmt, args) < 0) {
+        text = NULL;
+        stdout_errno = stdout_errno != 0 ? stdout_errno : ENOMEM;
+        return;
+    }
+    char *begin = text + strspn(fmt, "\n");
+    char *end = begin + strlen(begin);
+    for (const char *at = fmt + strlen(fmt); at > fmt && at[-1] == '\n' && end > begin; at--)
+        end--;
+    size_t newlines = strlen(end);
+    *end = '\0';
+    rf_text_sanitise(begin);
+    fputs(text, stdout);
+    for (; newlines > 0; newlines--)
+        putchar('\n');
+}
+
+void output_put(const char *fmt, ...)
+{
+    va_list args;
+
+    va_start(args, fmt);
+    put_text(fmt, args);
+    va_end(args);
+}
+
 void output_line(const char *fmt, ...)
 {
     va_list args;
 
     progress_hide();
     va_start(args, fmt);
-    vprintf(fmt, args);
+    put_text(fmt, args);
     va_end(args);
+    putchar('\n');
+    output_flush();
+}
+
+void output_json(const char *text)
+{
+    progress_hide();
+    fputs(text, stdout);
     putchar('\n');
     output_flush();
 }
@@ -85,18 +125,23 @@ static bool reader_left(void)
     return stdout_errno == EPIPE || (poll(&out, 1, 0) > 0 && (out.revents & POLLERR) != 0);
 }
 
-int output_end(int exit_code)
+enum rf_code output_check(struct rf_error *err)
 {
     char reason[128];
 
     output_flush();
-    if (stdout_errno == 0 && !ferror(stdout))
-        return exit_code;
-    if (reader_left())
-        return exit_code;
-    return output_fail(RF_E_SYS, "stdout: what was printed is not complete: %s",
-                       stdout_errno != 0 ? strerror_r(stdout_errno, reason, sizeof(reason))
-                                         : "a write failed");
+    if ((stdout_errno == 0 && !ferror(stdout)) || reader_left())
+        return RF_OK;
+    return rf_fail(err, RF_E_SYS, "stdout: what was printed is not complete: %s",
+                   stdout_errno != 0 ? strerror_r(stdout_errno, reason, sizeof(reason))
+                                     : "a write failed");
+}
+
+int output_end(int exit_code)
+{
+    struct rf_error error;
+
+    return output_check(&error) == RF_OK ? exit_code : output_error(&error);
 }
 
 void output_exit_codes(void)

@@ -253,6 +253,8 @@ int serve_run(const struct serve_command *command)
         code = instance_load(&instance, &error);
     if (code == RF_OK)
         code = say_ready(&instance, &error);
+    if (code == RF_OK && output_check(&error) != RF_OK)
+        code = rf_error_wrap(&error, error.code, "the ready line could not be written");
     if (code == RF_OK) {
         code = instance_wait(&instance, &error);
         /* After a failure nothing is served, but readers are told why before their connection

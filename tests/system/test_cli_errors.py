@@ -187,6 +187,32 @@ class CommandLine(util.Case):
         self.rfork_fails(util.INVAL, "fork", "--" + "x" * 100000)
         self.rfork_fails(util.INVAL, "serve", "--model-path=" + "x" * 1000, "--" + "y" * 5000)
 
+    def test_names_cannot_hurt_the_terminal(self):
+        """Neither what a path is called nor what a model's author called a tensor."""
+        evil = "a\x1b[31m\n\x9b2J"
+        tensors = {evil + name: Tensor("F32", [1 + i]) for i, name in enumerate("xy")}
+        one = self.model("one" + evil, tensors)
+        other = self.model("other" + evil, {evil + "x": Tensor("F32", [7])})
+        for command in (["verify", one], ["inspect", one], ["inspect", "--tensors", one], ["inspect", "--digest", one],
+                        ["diff", one, other], ["diff", "--names-only", one, other], ["verify", one + "no"]):
+            done = self.rfork(*command)
+            for text in (done.stdout, done.stderr):
+                self.assertNotRegex(text, r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", command)
+            self.assertTrue(done.stdout or done.returncode == util.SYS)
+        self.assertEqual(self.rfork("diff", "--names-only", one, other).stdout.count("\n"), 2)
+        # For programs it is as it is.
+        self.assertEqual({tensor["name"] for tensor in self.rfork_json("inspect", "--tensors", one)["manifest"]["ranks"][0]["tensors"]},
+                         set(tensors))
+
+    def test_a_ready_line_that_cannot_be_written_ends_it(self):
+        if not os.path.exists("/dev/full"):
+            self.skipTest("no /dev/full")
+        for more in ([], ["--json"]):
+            with open("/dev/full", "w") as full:
+                seed = self.start("serve", "--port", "0", "--model-path", self.model(), *more, stdout=full)
+            self.assertEqual(seed.wait(), util.SYS)
+            self.assertRegex(seed.stderr.splitlines()[-1], "^rfork: the ready line could not be written: stdout: .*No space")
+
     def test_a_full_stdout_is_an_error(self):
         if not os.path.exists("/dev/full"):
             self.skipTest("no /dev/full")
