@@ -33,7 +33,8 @@ enum { TRANSFER_MAX_CONNECTIONS = 64, TRANSFER_MAX_RETRIES = 1000 };
 #define TRANSFER_ROW_RETRIES(at)                                                                   \
     {.name = "retries", .type = OPTION_COUNT, .arg = "N", .fallback = "3",                         \
      .max = TRANSFER_MAX_RETRIES, .offset = (at) + offsetof(struct transfer_options, retries),     \
-     .help = "How often to read a corrupt chunk again, or to replace a broken connection."}
+     .help = "How often to read a corrupt chunk again, to replace a broken "                              \
+             "connection, or to repeat a refused request."}
 #define TRANSFER_ROW_TIMEOUT(at)                                                                   \
     {.name = "timeout", .type = OPTION_DURATION, .arg = "TIME", .fallback = "10s",                 \
      .env = "RFORK_TIMEOUT", .offset = (at) + offsetof(struct transfer_options, timeout_ms),       \

@@ -57,62 +57,16 @@ static void report_progress(struct fork_job *job)
                            total_bytes);
 }
 
-/* What the caller's thread remembers from tick to tick. */
-struct watch {
-    uint32_t turn; /* the source that is waited for first */
-    bool begun;
-};
-
-/* How many of a source's items wait for digests of its table. */
-static uint64_t items_waiting(struct fork_job *job, uint32_t source)
-{
-    mutex_lock(&job->lock);
-    uint64_t waiting = job->waiting[source];
-    mutex_unlock(&job->lock);
-    return waiting;
-}
-
-/* Asks for the digests that are missing. The first time of all sources, for what there is, so
- * that most are there before their bytes; then of those with items that wait, of one of them
- * with time to wait for news. Each gets its turn. */
-static enum rf_code ask_digests(struct fork_job *job, struct watch *watch, uint64_t tick_ns,
-                                bool *ret_asked, struct rf_error *err)
-{
-    uint32_t count = job->plan->source_count;
-    bool first = !watch->begun && count > 1;
-    bool waited = first;
-
-    watch->begun = true;
-    for (uint32_t i = 0; i < count && !job_stopped(job); i++) {
-        uint32_t source = (watch->turn + i) % count;
-        struct digest_table *table = job->plan->sources[source].table;
-
-        if (table == NULL || digest_table_known(table) == digest_table_count(table))
-            continue;
-        if (count > 1 && !first && items_waiting(job, source) == 0)
-            continue;
-        enum rf_code code = job->options->digests(job->options->digests_ctx, source, table,
-                                                  waited ? clock_now_ns() : tick_ns, err);
-        if (code != RF_OK && code != RF_E_TIMEOUT)
-            return code;
-        if (!waited)
-            watch->turn = source + 1;
-        waited = true;
-        *ret_asked = true;
-    }
-    return RF_OK;
-}
-
 /* Digests that are still missing are asked for; otherwise waits a tick, or until some are
  * missed. */
-static void wait_tick(struct fork_job *job, struct watch *watch)
+static void wait_tick(struct fork_job *job, struct digest_watch *watch)
 {
     uint64_t tick_ns = clock_deadline_ns(FORK_TICK_MS);
     struct rf_error error;
     bool asked = false;
 
     if (job->options->verify) {
-        enum rf_code code = ask_digests(job, watch, tick_ns, &asked, &error);
+        enum rf_code code = digests_ask(job, watch, tick_ns, &asked, &error);
 
         if (code != RF_OK) {
             error.code = code;
@@ -124,7 +78,7 @@ static void wait_tick(struct fork_job *job, struct watch *watch)
         job_compare(job);
     mutex_lock(&job->lock);
     while (!job->failed && job->done_items < job->list.count && job->workers > 0 &&
-           (asked || job->all_waiting == 0) &&
+           (asked || watch->pauses || job->all_waiting == 0) &&
            cond_wait_until(&job->changed, &job->lock, tick_ns)) {
     }
     mutex_unlock(&job->lock);
@@ -140,7 +94,7 @@ static bool workers_gone(struct fork_job *job)
 
 static void supervise(struct fork_job *job)
 {
-    struct watch watch = {.turn = 0};
+    struct digest_watch watch = {.turn = 0};
     uint64_t reported_ns = clock_now_ns();
 
     while (!job_over(job)) {

@@ -34,7 +34,7 @@ const struct fork_segment *fork_dest_at(const struct fork_dest *dest, uint64_t s
 typedef void (*fork_progress_fn)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
 
 /* Merges digests the seed has by now into the table of a source: waits for news until the deadline.
- * Called from one thread. */
+ * Called from one thread. RF_E_UNREACHABLE, RF_E_TIMEOUT, RF_E_PROTO: is called again. */
 typedef enum rf_code (*fork_digests_fn)(void *ctx, uint32_t source, struct digest_table *table,
                                         uint64_t deadline_ns, struct rf_error *err);
 
@@ -44,10 +44,10 @@ typedef enum rf_code (*fork_prepare_fn)(void *ctx, uint64_t stream_offset, uint6
                                         struct rf_error *err);
 
 struct fork_options {
-    unsigned connections;      /* in all; 0: chosen for this machine */
-    bool verify;               /* every byte against digests of the seed's */
-    uint64_t timeout_ms;       /* of connecting and of silence; 0: 10 s */
-    uint32_t retries;          /* of a corrupt read or a broken connection; 0: none */
+    unsigned connections; /* in all; 0: chosen for this machine */
+    bool verify;          /* every byte against digests of the seed's */
+    uint64_t timeout_ms;  /* of connecting and of silence; 0: 10 s */
+    uint32_t retries; /* of a corrupt read, a broken connection, a request for digests; 0: none */
     const atomic_bool *cancel; /* may be NULL */
     int cancel_fd;             /* -1 or an eventfd */
     fork_progress_fn progress; /* may be NULL */

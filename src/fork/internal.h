@@ -132,6 +132,28 @@ uint32_t job_peer_of(const struct fork_job *job, uint64_t item);
 /* "rank tp0/4", with as many as there are. */
 const char *job_rank_text(const struct fork_job *job, uint64_t item, char out[80]);
 
+/* What another connection, or asking again, may cure. */
+static inline bool code_is_of_the_path(enum rf_code code)
+{
+    return code == RF_E_UNREACHABLE || code == RF_E_TIMEOUT || code == RF_E_PROTO;
+}
+
+/* What the caller's thread remembers of digests from tick to tick. */
+struct digest_watch {
+    uint32_t turn; /* the source that is waited for first */
+    bool begun;
+    bool pauses;       /* after a request that failed */
+    uint32_t refused;  /* requests in a row that failed */
+    uint64_t again_ns; /* when to ask again */
+    uint64_t known;    /* digests of all sources */
+    uint64_t news_ns;  /* since when no more came although nothing else is missing */
+};
+
+/* Asks for the digests that are missing, if it is time to; *ret_asked: it did. Requests that fail
+ * are made again options->retries times. RF_E_TIMEOUT: the seed makes no more. */
+enum rf_code digests_ask(struct fork_job *job, struct digest_watch *watch, uint64_t tick_ns,
+                         bool *ret_asked, struct rf_error *err);
+
 /* Thread: one connection at a time. arg is the job. */
 void *fork_worker_main(void *arg);
 

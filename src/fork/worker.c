@@ -48,12 +48,6 @@ static void worker_close(struct worker *worker)
     worker->in_flight = 0;
 }
 
-/* What another connection may cure. */
-static bool code_is_of_the_path(enum rf_code code)
-{
-    return code == RF_E_UNREACHABLE || code == RF_E_TIMEOUT || code == RF_E_PROTO;
-}
-
 /* Gives a path that broke a moment to come back: 50 ms, then twice as long each time. Ends at
  * once when the job does. */
 static void worker_pause(const struct worker *worker)

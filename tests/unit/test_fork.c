@@ -32,6 +32,8 @@ struct bed {
     struct transport_choice choice;
     atomic_uint digest_calls;
     uint64_t known_after_calls; /* the seed's digests are there from this call on */
+    uint64_t refused_calls;     /* so many calls fail first */
+    enum rf_code refusal;
     atomic_bool cancel;
 };
 
@@ -134,7 +136,10 @@ static enum rf_code give_digests(void *ctx, uint32_t rank, struct digest_table *
 
     (void)rank;
     (void)deadline_ns;
-    (void)err;
+    if (bed->refused_calls > 0) {
+        bed->refused_calls--;
+        return rf_fail(err, bed->refusal, "not now");
+    }
     if (atomic_fetch_add(&bed->digest_calls, 1) < bed->known_after_calls)
         return RF_OK;
     for (uint64_t i = 0; i < digest_table_count(table); i++) {
@@ -291,6 +296,60 @@ static void digests_that_come_late_are_waited_for(void **state)
     assert_int_equal(take_whole(bed, &options, &memory, &stats, NULL), RF_OK);
     assert_int_equal(stats.chunks_verified, 41);
     assert_true(atomic_load(&bed->digest_calls) >= 4);
+    free(memory);
+}
+
+static void a_refused_request_for_digests_is_made_again(void **state)
+{
+    const enum rf_code transient[] = {RF_E_UNREACHABLE, RF_E_TIMEOUT, RF_E_PROTO};
+    struct bed *bed = *state;
+    struct fork_options options = plain_options(bed);
+    struct fork_stats stats;
+    uint8_t *memory;
+
+    for (unsigned i = 0; i < sizeof(transient) / sizeof(transient[0]); i++) {
+        bed->refused_calls = options.retries;
+        bed->refusal = transient[i];
+        digest_table_destroy(bed->table);
+        bed->table = digest_table_create(HASH_XXH3_128, manifest_chunk_count(bed->manifest, 0));
+        assert_int_equal(take_whole(bed, &options, &memory, &stats, NULL), RF_OK);
+        assert_int_equal(stats.chunks_verified, 41);
+        assert_int_equal(bed->refused_calls, 0);
+        free(memory);
+    }
+}
+
+static void requests_for_digests_are_not_made_again_for_ever(void **state)
+{
+    struct bed *bed = *state;
+    struct fork_options options = plain_options(bed);
+    struct fork_stats stats;
+    struct rf_error error;
+    uint8_t *memory;
+
+    bed->refused_calls = options.retries + 1;
+    bed->refusal = RF_E_TIMEOUT;
+    assert_int_equal(take_whole(bed, &options, &memory, &stats, &error), RF_E_TIMEOUT);
+    assert_non_null(strstr(error.text, "digests: not now"));
+    free(memory);
+    bed->refused_calls = 1;
+    bed->refusal = RF_E_CHANGED;
+    assert_int_equal(take_whole(bed, &options, &memory, &stats, &error), RF_E_CHANGED);
+    free(memory);
+}
+
+static void digests_that_never_come_end_the_fork(void **state)
+{
+    struct bed *bed = *state;
+    struct fork_options options = plain_options(bed);
+    struct fork_stats stats;
+    struct rf_error error;
+    uint8_t *memory;
+
+    options.timeout_ms = 300;
+    bed->known_after_calls = UINT64_MAX;
+    assert_int_equal(take_whole(bed, &options, &memory, &stats, &error), RF_E_TIMEOUT);
+    assert_non_null(strstr(error.text, "of 41 digests the seed has made 0"));
     free(memory);
 }
 
@@ -515,6 +574,9 @@ int main(void)
         BED_TEST(files_get_their_bytes),
         BED_TEST(a_file_that_cannot_be_written_fails_the_fork),
         BED_TEST(digests_that_come_late_are_waited_for),
+        BED_TEST(a_refused_request_for_digests_is_made_again),
+        BED_TEST(requests_for_digests_are_not_made_again_for_ever),
+        BED_TEST(digests_that_never_come_end_the_fork),
         BED_TEST(a_corrupt_chunk_is_read_again),
         BED_TEST(bytes_of_another_place_are_found_out),
         BED_TEST(lasting_corruption_names_chunk_and_tensors),
