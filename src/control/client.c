@@ -474,6 +474,21 @@ enum rf_code client_lease_open(struct client *client, struct lease *ret_lease, s
     return code == RF_OK ? RF_OK : rf_error_wrap(err, code, "%s", client->url.text);
 }
 
+enum rf_code client_lease_renew(struct client *client, const struct lease *lease,
+                                struct rf_error *err)
+{
+    struct buf out BUF_AUTO = {0};
+    char token[2 * CHUNK_TOKEN_BYTES + 1];
+    struct exchange exchange = {.method = "PUT",
+                                .path = "/v1/lease",
+                                .bearer = token,
+                                .max_bytes = CLIENT_MAX_JSON_BYTES,
+                                .out = &out};
+
+    lease_token_text(lease->token, token);
+    return exchange_run(client, &exchange, err);
+}
+
 void client_lease_close(struct client *client, const struct lease *lease)
 {
     struct buf out BUF_AUTO = {0};

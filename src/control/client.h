@@ -65,6 +65,9 @@ struct lease {
 /* POST /v1/lease. */
 enum rf_code client_lease_open(struct client *client, struct lease *ret_lease,
                                struct rf_error *err);
+/* PUT /v1/lease. RF_E_DENIED: it has ended, open another one. */
+enum rf_code client_lease_renew(struct client *client, const struct lease *lease,
+                                struct rf_error *err);
 /* DELETE /v1/lease, best effort within a second. */
 void client_lease_close(struct client *client, const struct lease *lease);
 

@@ -82,6 +82,7 @@ static enum rf_code take_lease(struct remote *remote, struct rf_error *err)
     if (code != RF_OK)
         return code;
     remote->leased = true;
+    remote->leased_ns = clock_now_ns();
     /* hash_text() writes "algorithm:hex"; the lease carries the hex alone. */
     const char *hex =
         strchr(hash_text(remote->manifest->algorithm, remote->manifest->id, id), ':') + 1;
@@ -96,6 +97,25 @@ static enum rf_code take_lease(struct remote *remote, struct rf_error *err)
     const char *refused = remote->info.refused_transports;
     if (code == RF_E_UNSUPPORTED && err != NULL && refused != NULL && refused[0] != '\0')
         return rf_fail(err, code, "%.250s; the seed does not offer %.240s", err->text, refused);
+    return code;
+}
+
+enum rf_code remote_keep_lease(struct remote *remote, struct rf_error *err)
+{
+    struct rf_error why;
+    uint64_t now_ns = clock_now_ns();
+
+    if (now_ns - remote->leased_ns < remote->lease.ttl_ms / 4 * CLOCK_NS_PER_MS)
+        return RF_OK;
+    enum rf_code code = client_lease_renew(remote->client, &remote->lease, &why);
+    if (code == RF_E_DENIED) {
+        remote->leased = false;
+        return take_lease(remote, err);
+    }
+    if (code == RF_OK)
+        remote->leased_ns = now_ns;
+    else if (err != NULL)
+        *err = why;
     return code;
 }
 

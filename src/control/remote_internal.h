@@ -13,6 +13,7 @@ struct remote {
     struct manifest *manifest;
     struct lease lease;
     bool leased;
+    uint64_t leased_ns; /* when the lease was opened or renewed last */
     struct transport_choice choice;
     struct transport_session **sessions; /* [manifest->rank_count] that granted mappings, or NULL */
     uint64_t opened_ns;
@@ -52,6 +53,10 @@ struct remote_reshard;
 enum rf_code remote_write_folder(struct remote *remote, struct remote_reshard *reshard,
                                  const struct remote_folder_options *folder,
                                  struct remote_result *ret_result, struct rf_error *err);
+
+/* Before connecting: what came before may have taken longer than the lease lasts. Renews it, or
+ * opens another one. */
+enum rf_code remote_keep_lease(struct remote *remote, struct rf_error *err);
 
 /* Asks the seed how it is. RF_OK: ready. RF_AGAIN: still loading. Anything else: it will not become
  * ready, and err says why. */

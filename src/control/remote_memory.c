@@ -42,8 +42,10 @@ enum rf_code remote_map_layout(struct remote *remote, uint32_t rank, struct layo
     struct fork_options options;
 
     remote_fork_options(remote, &options);
-    enum rf_code code = fork_map_rank(remote->manifest, rank, &remote->choice, remote->lease.token,
-                                      &options, layout, &remote->sessions[rank], err);
+    enum rf_code code = remote_keep_lease(remote, err);
+    if (code == RF_OK)
+        code = fork_map_rank(remote->manifest, rank, &remote->choice, remote->lease.token, &options,
+                             layout, &remote->sessions[rank], err);
     if (code != RF_OK)
         return rf_error_wrap(err, code, "map rank %" PRIu32 " of %s", rank,
                              client_url(remote->client));

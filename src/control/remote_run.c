@@ -106,8 +106,12 @@ enum rf_code remote_run(const struct remote_run *run, struct remote_result *resu
     struct running running = {.run = run};
     struct fork_options options;
     struct fork_stats stats = {.bytes = 0};
-    enum rf_code code = running_init(&running, err);
+    enum rf_code code = RF_OK;
 
+    for (uint32_t i = 0; code == RF_OK && i < run->remote_count; i++)
+        code = remote_keep_lease(run->remotes[i], err);
+    if (code == RF_OK)
+        code = running_init(&running, err);
     if (code == RF_OK) {
         const struct fork_plan plan = {
             .peers = running.peers,

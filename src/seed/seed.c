@@ -12,7 +12,9 @@
 
 enum {
     SEED_DEFAULT_MAX_READERS = 256,
-    SEED_DEFAULT_LEASE_TTL_MS = 60000,
+    /* Places of readers that never came are free again after it; a fork that takes longer before
+     * it connects renews its lease. */
+    SEED_DEFAULT_LEASE_TTL_MS = 20000,
     SEED_WATCH_MS = 250, /* between two looks at files and leases */
     SEED_DRAIN_IN_FLIGHT_MS =
         1000, /* for reads in flight once the deadline for whole forks has passed */

@@ -18,7 +18,7 @@ struct seed_options {
     uint16_t data_port;    /* of tcp; 0: any */
     const char *socket;    /* of map; NULL: abstract */
     uint32_t max_readers;  /* leases at a time; 0: 256 */
-    uint64_t lease_ttl_ms; /* a lease without a connection or renewal ends after so long; 0: 60 s */
+    uint64_t lease_ttl_ms; /* a lease without a connection or renewal ends after so long; 0: 20 s */
     unsigned digest_threads; /* 0: half the processors, at least 1 */
     /* Names to offer, NULL-terminated; NULL: all that can serve and need not be asked for. */
     const char *const *transports;

@@ -4,6 +4,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "control/client.h"
+#include "control/remote.h"
 #include "control/seed_url.h"
 #include "util/web.h"
 
@@ -191,6 +192,39 @@ static void manifest_is_read_and_checked(void **state)
     client_destroy(client);
 }
 
+/* Whoever binds destinations, or waits for another seed, may take longer than a lease lasts. */
+static void a_lease_is_kept_until_it_is_used(void **state)
+{
+    const struct web_options web_options = {.max_readers = 1, .lease_ttl_ms = 1000};
+    const struct remote_options options = {.transport = "auto", .verify = true, .cancel_fd = -1};
+    uint64_t deadline_ns = clock_deadline_ns(WEB_TIMEOUT_MS);
+    struct seed_stats stats = {.leases_expired = 0};
+    struct remote *remote = NULL;
+    struct remote_result result;
+    struct store *store = NULL;
+    struct rf_error err;
+    struct web other;
+    char url[64];
+
+    (void)state;
+    web_start(&other, &web_options);
+    snprintf(url, sizeof url, "http://127.0.0.1:%u", other.port);
+    assert_int_equal(remote_open(url, &options, 0, &remote, &err), RF_OK);
+    while (stats.leases_expired == 0 && clock_left_ms(deadline_ns) > 0) {
+        poll(NULL, 0, 5);
+        seed_stats(other.seed, &stats);
+    }
+    assert_int_equal(stats.leases_expired, 1);
+    if (remote_fork_memory(remote, REMOTE_COPY, false, &store, &result, &err) != RF_OK)
+        fail_msg("%s", err.text);
+    assert_true(result.verified);
+    store_destroy(store);
+    remote_close(remote);
+    seed_stats(other.seed, &stats);
+    assert_int_equal(stats.leases_now, 0);
+    web_stop(&other);
+}
+
 static void leases_are_opened_and_closed(void **state)
 {
     struct client *client = client_of(web.port, 0, NULL);
@@ -200,7 +234,7 @@ static void leases_are_opened_and_closed(void **state)
 
     (void)state;
     assert_int_equal(client_lease_open(client, &lease, &err), RF_OK);
-    assert_int_equal(lease.ttl_ms, 60000);
+    assert_int_equal(lease.ttl_ms, 20000);
     assert_int_equal(strlen(lease.manifest_id), 32);
     assert_int_equal(lease.endpoint_count, 1);
     assert_int_equal(seed_lease_renew(web.seed, lease.token, &err), RF_OK);
@@ -918,6 +952,7 @@ int main(void)
         cmocka_unit_test(instance_is_read),
         cmocka_unit_test(manifest_is_read_and_checked),
         cmocka_unit_test(leases_are_opened_and_closed),
+        cmocka_unit_test(a_lease_is_kept_until_it_is_used),
         cmocka_unit_test(digests_are_merged),
         cmocka_unit_test(files_are_read_in_part),
         cmocka_unit_test(any_path_can_be_read),

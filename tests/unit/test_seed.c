@@ -152,7 +152,7 @@ static void a_published_seed_leases_digests_and_counts(void **state)
     assert_int_equal(seed_state(bed->seed, NULL), SEED_READY);
     assert_int_equal(seed_lease_open(bed->seed, "c", token, &ttl_ms, NULL), RF_OK);
     assert_int_equal(seed_lease_open(bed->seed, "c", other, &ttl_ms, NULL), RF_OK);
-    assert_int_equal(ttl_ms, 60000);
+    assert_int_equal(ttl_ms, 20000);
     assert_memory_not_equal(token, other, sizeof(token));
     assert_int_equal(seed_lease_renew(bed->seed, token, NULL), RF_OK);
     assert_int_equal(seed_lease_close(bed->seed, token, NULL), RF_OK);

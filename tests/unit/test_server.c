@@ -414,7 +414,7 @@ static void open_lease(const char *body, char token[65])
     json_t *value = parse(&answer);
     assert_int_equal(strlen(text_of(value, "token")), 64);
     snprintf(token, 65, "%s", text_of(value, "token"));
-    assert_int_equal(number_of(value, "ttl_ms"), 60000);
+    assert_int_equal(number_of(value, "ttl_ms"), 20000);
     assert_int_equal(strlen(text_of(value, "manifest_id")), 32);
     assert_int_equal(json_array_size(json_object_get(value, "endpoints")), 1);
     const json_t *sources = json_object_get(value, "sources");

@@ -210,6 +210,7 @@ void web_start(struct web *web, const struct web_options *options)
 {
     static const char *const transports[] = {"null", NULL};
     const struct seed_options seed = {.max_readers = options->max_readers,
+                                      .lease_ttl_ms = options->lease_ttl_ms,
                                       .transports = transports};
     struct buf header BUF_AUTO = {0};
     struct rf_error err;

@@ -28,6 +28,7 @@ struct web {
 struct web_options {
     struct server_options server;
     uint32_t max_readers;
+    uint64_t lease_ttl_ms;
     bool unpublished;   /* the seed stays in loading: call web_publish() */
     uint64_t big_bytes; /* of rank 0's tensor "big"; 0: WEB_BIG_BYTES */
     /* NULL: rank 0 lies in memory; else it is written there and served from the file. */
