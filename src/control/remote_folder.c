@@ -134,6 +134,43 @@ static enum rf_code prepare_files(struct out *out, struct rf_error *err)
 
 /* ---- files made here ---- */
 
+/* Tensors that have no bytes of their own: what files can tell of them is in their metadata. */
+struct aliases {
+    uint32_t *list; /* indices of the rank's tensors */
+    uint32_t count;
+};
+
+static bool same_kind(const struct tensor *one, const struct tensor *other)
+{
+    return one->dtype == other->dtype && one->ndim == other->ndim &&
+           (one->ndim == 0 ||
+            memcmp(one->shape, other->shape, one->ndim * sizeof(*one->shape)) == 0);
+}
+
+static enum rf_code find_aliases(const struct manifest_rank *rank, struct aliases *ret_aliases,
+                                 struct rf_error *err)
+{
+    rf_autofree uint32_t *list = calloc((size_t)rank->tensor_count + 1, sizeof(*list));
+    uint32_t count = 0;
+
+    if (list == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory to plan the files");
+    for (uint32_t i = 0; i < rank->tensor_count; i++) {
+        const struct tensor *tensor = &rank->tensors[i];
+
+        if (tensor->alias_of == MANIFEST_NONE)
+            continue;
+        if (!same_kind(tensor, &rank->tensors[tensor->alias_of]))
+            return rf_fail(err, RF_E_UNSUPPORTED,
+                           "tensor %.120s has the bytes of %.120s and another dtype or shape: a "
+                           "safetensors file cannot tell that; fork it into memory",
+                           tensor->name, rank->tensors[tensor->alias_of].name);
+        list[count++] = i;
+    }
+    *ret_aliases = (struct aliases){.list = rf_take(list, NULL), .count = count};
+    return RF_OK;
+}
+
 /* A run of a rank's tensors that becomes one file. */
 struct shard {
     uint32_t from;
@@ -162,22 +199,47 @@ static uint32_t cut_shards(const struct manifest_rank *rank, uint64_t shard_byte
     return count;
 }
 
-static enum rf_code shard_header(const struct manifest_rank *rank, const struct shard *shard,
-                                 struct buf *header, struct rf_error *err)
+/* "format" as Hugging Face's readers want it, and the aliases of the shard's tensors. */
+static bool shard_metadata(const struct manifest_rank *rank, const struct aliases *aliases,
+                           const struct shard *shard, struct arena *arena,
+                           struct st_metadata *metadata, uint32_t *ret_count)
 {
-    static const struct st_metadata format[] = {{.key = "format", .value = "pt"}};
+    bool ok = true;
+
+    metadata[0] = (struct st_metadata){.key = "format", .value = "pt"};
+    *ret_count = 1;
+    for (uint32_t i = 0; i < aliases->count && ok; i++) {
+        const struct tensor *tensor = &rank->tensors[aliases->list[i]];
+
+        if (tensor->alias_of >= shard->from && tensor->alias_of < shard->to)
+            ok = st_alias_entry(arena, tensor->name, tensor->name_bytes,
+                                rank->tensors[tensor->alias_of].name, &metadata[(*ret_count)++]);
+    }
+    return ok;
+}
+
+static enum rf_code shard_header(const struct manifest_rank *rank, const struct aliases *aliases,
+                                 const struct shard *shard, struct buf *header,
+                                 struct rf_error *err)
+{
     uint32_t count = 0;
+    uint32_t metadata_count = 0;
+    struct arena keys = {0};
     rf_autofree struct st_tensor *tensors =
         calloc((size_t)(shard->to - shard->from) + 1, sizeof(*tensors));
+    rf_autofree struct st_metadata *metadata =
+        calloc((size_t)aliases->count + 1, sizeof(*metadata));
 
-    if (tensors == NULL)
+    if (tensors == NULL || metadata == NULL ||
+        !shard_metadata(rank, aliases, shard, &keys, metadata, &metadata_count)) {
+        arena_free(&keys);
         return rf_fail(err, RF_E_NOMEM, "no memory for a header of %" PRIu32 " tensors",
                        shard->to - shard->from);
+    }
     for (uint32_t i = shard->from; i < shard->to; i++) {
         const struct tensor *tensor = &rank->tensors[i];
 
-        /* As in Hugging Face's files: of tied tensors one is stored, the model ties the others
-         * to it again. */
+        /* As in Hugging Face's files: of tied tensors one is stored. */
         if (tensor->alias_of != MANIFEST_NONE)
             continue;
         tensors[count++] = (struct st_tensor){
@@ -189,7 +251,9 @@ static enum rf_code shard_header(const struct manifest_rank *rank, const struct 
             .bytes = tensor->bytes,
         };
     }
-    return st_header_write(tensors, count, format, 1, header, err);
+    enum rf_code code = st_header_write(tensors, count, metadata, metadata_count, header, err);
+    arena_free(&keys);
+    return code;
 }
 
 static void shard_name(uint32_t index, uint32_t count, char out[FOLDER_INDEX_NAME_BYTES])
@@ -201,14 +265,14 @@ static void shard_name(uint32_t index, uint32_t count, char out[FOLDER_INDEX_NAM
                  index + 1, count);
 }
 
-static enum rf_code write_shard(struct out *out, const struct shard *shard, const char *name,
-                                struct rf_error *err)
+static enum rf_code write_shard(struct out *out, const struct aliases *aliases,
+                                const struct shard *shard, const char *name, struct rf_error *err)
 {
     const struct manifest_rank *rank = &out->manifest->ranks[0];
     BUF_AUTO struct buf header = {.data = NULL};
     uint64_t at;
     int fd = -1;
-    enum rf_code code = shard_header(rank, shard, &header, err);
+    enum rf_code code = shard_header(rank, aliases, shard, &header, err);
 
     if (code == RF_OK)
         code = put_file(out, name, header.bytes + shard->bytes, &header, &fd, err);
@@ -265,14 +329,20 @@ static enum rf_code prepare_new(struct out *out, uint64_t shard_bytes, struct rf
     enum rf_code code = RF_OK;
     char name[FOLDER_INDEX_NAME_BYTES];
 
+    struct aliases aliases = {.count = 0};
+
     if (shards == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory to plan the files");
+    code = find_aliases(&manifest->ranks[0], &aliases, err);
+    if (code != RF_OK)
+        return code;
     uint32_t count = cut_shards(&manifest->ranks[0],
                                 shard_bytes > 0 ? shard_bytes : FOLDER_DEFAULT_SHARD_BYTES, shards);
     for (uint32_t i = 0; code == RF_OK && i < count; i++) {
         shard_name(i, count, name);
-        code = write_shard(out, &shards[i], name, err);
+        code = write_shard(out, &aliases, &shards[i], name, err);
     }
+    free(aliases.list);
     if (code == RF_OK && count > 1)
         code = write_index(out, shards, count, err);
     for (uint32_t i = 0; code == RF_OK && i < manifest->file_count; i++) {

@@ -71,4 +71,13 @@ enum rf_code st_header_write(const struct st_tensor *tensors, uint32_t count,
                              const struct st_metadata *metadata, uint32_t metadata_count,
                              struct buf *out, struct rf_error *err);
 
+/* The format knows no shared bytes. Where a file is to tell that a tensor is another one of the same
+ * file (tied weights), its metadata has "rfork.alias.NAME": "TARGET"; dtype and shape are the
+ * target's. Whoever does not know that sees only the target. The key is made in the arena, target
+ * is borrowed; false: no memory. */
+bool st_alias_entry(struct arena *arena, const char *name, size_t name_bytes, const char *target,
+                    struct st_metadata *ret_entry);
+/* The NAME of such an entry; NULL: it is another one. */
+const char *st_alias_name(const struct st_metadata *entry);
+
 #endif

@@ -159,21 +159,6 @@ enum rf_code store_root(const struct store *store, uint8_t ret_root[HASH_MAX_BYT
 
 /* ---- one rank as a file ---- */
 
-static bool put_alias(struct arena *arena, const struct manifest_rank *rank,
-                      const struct tensor *tensor, struct st_metadata *ret_entry)
-{
-    static const char prefix[] = "rfork.alias.";
-    size_t prefix_bytes = sizeof prefix - 1;
-    char *key = arena_alloc(arena, prefix_bytes + tensor->name_bytes + 1);
-
-    if (key == NULL)
-        return false;
-    memcpy(key, prefix, prefix_bytes);
-    memcpy(key + prefix_bytes, tensor->name, tensor->name_bytes + 1);
-    *ret_entry = (struct st_metadata){.key = key, .value = rank->tensors[tensor->alias_of].name};
-    return true;
-}
-
 enum rf_code store_rank_header(const struct store *store, uint32_t rank, struct buf *out,
                                struct rf_error *err)
 {
@@ -191,10 +176,9 @@ enum rf_code store_rank_header(const struct store *store, uint32_t rank, struct 
     for (uint32_t i = 0; i < of->tensor_count && ok; i++) {
         const struct tensor *tensor = &of->tensors[i];
 
-        /* The format knows no shared bytes: a reader that does not know ours sees no alias at
-         * all. */
         if (tensor->alias_of != MANIFEST_NONE)
-            ok = put_alias(&keys, of, tensor, &metadata[metadata_count++]);
+            ok = st_alias_entry(&keys, tensor->name, tensor->name_bytes,
+                                of->tensors[tensor->alias_of].name, &metadata[metadata_count++]);
         else
             tensors[tensor_count++] = (struct st_tensor){
                 .name = tensor->name,

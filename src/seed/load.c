@@ -2,6 +2,7 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/strmap.h"
 #include "model/config.h"
 #include "model/shard.h"
 #include "seed/load_internal.h"
@@ -137,6 +138,67 @@ static enum rf_code add_tensor(const struct load *load, struct manifest_builder 
                                    : manifest_add_tensor(builder, &tensor, NULL, err);
 }
 
+static enum rf_code alias_fail(const char *file, const struct st_metadata *entry, const char *why,
+                               struct rf_error *err)
+{
+    return rf_fail(err, RF_E_FORMAT, "%.160s: its metadata says that %.120s is tensor %.120s, %s",
+                   file, st_alias_name(entry), entry->value, why);
+}
+
+/* Of a file whose metadata tells of tied tensors. */
+static enum rf_code add_aliases(const struct folder_file *file, const struct strmap *names,
+                                struct manifest_builder *builder, struct rf_error *err)
+{
+    const struct st_header *header = &file->header;
+    enum rf_code code = RF_OK;
+
+    for (uint32_t i = 0; i < header->metadata_count && code == RF_OK; i++) {
+        const struct st_metadata *entry = &header->metadata[i];
+        const char *name = st_alias_name(entry);
+        uint32_t target = 0;
+
+        if (name == NULL)
+            continue;
+        if (strlen(entry->key) != entry->key_bytes || strlen(name) > RF_MAX_NAME_BYTES)
+            return alias_fail(file->name, entry, "under a name that no tensor may have", err);
+        if (strmap_find(names, name, strlen(name), &target))
+            return alias_fail(file->name, entry, "and has both", err);
+        if (!strmap_find(names, entry->value, entry->value_bytes, &target))
+            return alias_fail(file->name, entry, "which it does not have", err);
+        const struct tensor tensor = {
+            .name = name,
+            .dtype = header->tensors[target].dtype,
+            .ndim = header->tensors[target].ndim,
+            .shape = header->tensors[target].shape,
+            .file = MANIFEST_NONE,
+            .alias_of = MANIFEST_NONE,
+        };
+        code = manifest_add_tensor(builder, &tensor, header->tensors[target].name, err);
+    }
+    return code;
+}
+
+static enum rf_code find_aliases(const struct folder_file *file, struct manifest_builder *builder,
+                                 struct rf_error *err)
+{
+    const struct st_header *header = &file->header;
+    struct strmap *names = NULL;
+    bool any = false;
+
+    for (uint32_t i = 0; i < header->metadata_count; i++)
+        any = any || st_alias_name(&header->metadata[i]) != NULL;
+    if (!any)
+        return RF_OK;
+    names = strmap_create(header->tensor_count);
+    enum rf_code code = names != NULL ? RF_OK : RF_E_NOMEM;
+    for (uint32_t i = 0; i < header->tensor_count && code == RF_OK; i++)
+        code = strmap_add(names, header->tensors[i].name, header->tensors[i].name_bytes, i, NULL);
+    code = code == RF_OK ? add_aliases(file, names, builder, err)
+                         : rf_fail(err, code, "%s: no memory for its tied tensors", file->name);
+    strmap_destroy(names);
+    return code;
+}
+
 static enum rf_code add_tensors(const struct load *load, struct manifest_builder *builder,
                                 struct rf_error *err)
 {
@@ -147,6 +209,9 @@ static enum rf_code add_tensors(const struct load *load, struct manifest_builder
 
         for (uint32_t t = 0; t < header->tensor_count && code == RF_OK; t++)
             code = add_tensor(load, builder, i, &header->tensors[t], err);
+        /* What is cut into ranks is cut by the plan, which knows what the config ties. */
+        if (code == RF_OK && load->add_ranks == NULL)
+            code = find_aliases(&load->folder->files[i], builder, err);
     }
     return code;
 }

@@ -281,6 +281,15 @@ class Models(util.Case):
         os.remove(model / "model-00002-of-00003.safetensors")
         self.refused(util.FORMAT, model, "model-00002-of-00003.safetensors")
 
+    def test_tied_tensors_that_are_not_there(self):
+        tensors = {"a": Tensor("F32", [4]), "b": Tensor("F32", [4])}
+        for name, target, says in (("c", "x", "c is tensor x, which it does not have"), ("c", "c", "does not have"),
+                                   ("b", "a", "b is tensor a, and has both"), ("c\0d", "a", "no tensor may have"),
+                                   ("n" * 5000, "a", "no tensor may have")):
+            model = self.model("tied" + target + name[:2].replace("\0", ""), tensors,
+                               metadata={"rfork.alias." + name: target})
+            self.refused(util.FORMAT, model, says)
+
     def test_an_index_that_lies(self):
         model = Path(self.model(shards=2))
         path = model / "model.safetensors.index.json"

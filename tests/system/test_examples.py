@@ -210,9 +210,10 @@ class Folder(Case):
                 self.assertEqual(self.check_model(folder), ["model.safetensors"])
                 self.assertEqual((done["bytes"], done["transport"].split()[0]), (STREAM_BYTES, transport))
                 with self.seed("--model-path", folder) as seed:
-                    line = self.engine_fork(seed.url).stderr
-                    self.assertRegex(line, "lm_head.weight")
-                    self.assertNotIn("model.", line)
+                    self.assertEqual(self.engine_fork(seed.url).returncode, util.OK)
+                self.rfork_ok("diff", engine.url, folder)
+                root = self.rfork_json("inspect", "--digest", engine.url)["root_digest"]
+                self.assertEqual(self.rfork_json("inspect", "--digest", folder)["root_digest"], root)
 
     def test_its_rank_file_has_all_and_names_what_is_tied(self):
         engine = self.engine()
@@ -226,11 +227,13 @@ class Folder(Case):
         status, _, head = util.http_get(engine.url, "/v1/tensors/lm_head.weight")
         self.assertEqual(status, 200)
         self.assertTrue(head == tensors["model.embed_tokens.weight"].data)
+        self.rfork_ok("diff", engine.url, path)
 
     def test_in_several_files_when_asked(self):
         engine = self.engine()
         self.rfork_ok("fork", engine.url, "-o", self.path("copy"), "--shard-size", "4MiB")
         self.assertGreater(len(self.check_model(self.path("copy"))), 2)
+        self.rfork_ok("diff", engine.url, self.path("copy"))
 
 
 class Endings(Case):
