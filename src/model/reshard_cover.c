@@ -1,8 +1,10 @@
 /* Whose pieces make up a slice that is needed. */
+#include "base/cleanup.h"
 #include "model/reshard_internal.h"
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 /* ---- looking for holders ---- */
 
@@ -115,6 +117,27 @@ static void missing_rank_text(const struct rs *rs, const struct rs_need *need,
     snprintf(out, 64, "none of those that are known");
 }
 
+/* Whether every tensor-parallel rank is there, and none has any of a source: then it is no rank
+ * that is missing, but the engine's layout has no use for that tensor. */
+static bool left_out(const struct rs *rs, uint32_t source)
+{
+    uint32_t size = rs->holder_count > 0 ? rs->holders[0].rank->id.tp_size : 0;
+    rf_autofree bool *there = calloc(size + (size_t)1, sizeof *there);
+    uint32_t count = 0;
+
+    for (uint32_t h = 0; h < rs->holder_count && there != NULL; h++) {
+        struct rs_piece pieces[RS_MAX_SAME];
+        const struct rank_id *id = &rs->holders[h].rank->id;
+
+        if (strcmp(rs->holders[h].manifest->layout, "checkpoint") == 0 || id->tp_size != size ||
+            rs_pieces(rs, h, source, pieces) > 0)
+            return false;
+        count += !there[id->tp];
+        there[id->tp] = true;
+    }
+    return size > 0 && count == size;
+}
+
 static enum rf_code missing_fail(const struct rs *rs, const struct rs_rank *rank,
                                  const struct rs_need *need, const struct search *search,
                                  struct rf_error *err)
@@ -126,6 +149,14 @@ static enum rf_code missing_fail(const struct rs *rs, const struct rs_rank *rank
     char text[64];
     char other[64];
 
+    if (left_out(rs, need->source))
+        return rf_fail(err, RF_E_MISMATCH,
+                       "rank %s: tensor %.*s needs %.*s, which none of the %" PRIu32
+                       " ranks of the seed has: layout %s leaves it out; take it from a seed "
+                       "with --layout checkpoint",
+                       rank_id_text(&wanted->id, text), RS_SHOWN_NAME,
+                       wanted->tensors[need->tensor].name, RS_SHOWN_NAME, source->name,
+                       rs->holder_count, rs->holders[0].manifest->layout);
     missing_rank_text(rs, need, search, other);
     return rf_fail(err, RF_E_MISMATCH,
                    "rank %s: tensor %.*s needs elements %" PRIu64 " to %" PRIu64 " of axis %" PRIu32

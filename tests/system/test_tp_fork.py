@@ -156,6 +156,18 @@ class Whole(Reshard):
                 self.rfork_ok("fork", fork.url, "-o", self.path("copy"))
                 self.assert_same_files(model, self.path("copy"))
 
+    def test_what_a_layout_leaves_out_cannot_be_had_back(self):
+        tensors, config = llama(tie_word_embeddings=True)
+        model = self.model("tied", tensors, config=config)
+        with self.cut(model, 2, "--layout", "sglang") as seed:
+            self.rfork_fails(util.MISMATCH, "fork", seed.url, "-o", self.path("never-written"),
+                             says="lm_head.weight, which none of the 2 ranks .*: layout sglang leaves it out.*--layout checkpoint")
+            self.assert_nothing_left(self.path("never-written"))
+            # All that the engine has can be cut again.
+            with self.cut(model, 4, "--layout", "sglang") as direct:
+                with self.seed("--from", seed.url, "--tp", 4) as fork:
+                    self.assert_same_ranks(fork, direct)
+
     def test_shape_and_folder_exclude_each_other(self):
         self.rfork_fails(util.INVAL, "fork", "http://127.0.0.1:1", "-o", self.path("x"), "--tp", 2, says="--tp")
 
