@@ -160,6 +160,8 @@ static enum rf_code variants_split(const struct plan_parser *parser, struct vari
 
     if (open[bytes] != ')')
         return plan_fail(parser, "( without a )");
+    if (memchr(open + 1, '(', bytes - 1) != NULL)
+        return plan_fail(parser, "a ( inside of (...): write its alternatives out");
     /* The last alternative first: it is said last. */
     for (at = open + bytes; at > open;) {
         const char *end = at;
@@ -190,8 +192,11 @@ static enum rf_code line_say(struct plan_parser *parser, const char *line)
 
         if (code != RF_OK)
             continue; /* frees the rest */
-        code =
-            open == NULL ? words_say(parser, next) : variants_split(parser, &variants, next, open);
+        if (open != NULL)
+            code = variants_split(parser, &variants, next, open);
+        else
+            code = strchr(next, ')') == NULL ? words_say(parser, next)
+                                             : plan_fail(parser, ") without a (");
     }
     return code;
 }

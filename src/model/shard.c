@@ -25,10 +25,31 @@ static enum rf_code layout_fail(const struct shard_request *request, struct rf_e
                    request->plan->name, known.data != NULL ? (const char *)known.data : "none");
 }
 
+/* The wrong plan file would be told by the first tensor that it does not know, or not at all. */
+static enum rf_code architecture_check(const struct shard_request *request, struct rf_error *err)
+{
+    const struct plan *plan = request->plan;
+    const char *own = request->config != NULL ? model_config_architecture(request->config) : "";
+    BUF_AUTO struct buf known = {0};
+
+    if (own[0] == '\0' || plan->architecture_count == 0 || plan_has_architecture(plan, own))
+        return RF_OK;
+    for (unsigned i = 0; i < plan->architecture_count; i++)
+        buf_printf(&known, "%s%.120s", i > 0 ? ", " : "", plan->architectures[i]);
+    return rf_fail(
+        err, RF_E_FORMAT,
+        "plan %s is for %.300s, the model is a %.120s: if it is cut in the same way, add "
+        "it to the plan's line `architecture`",
+        plan->name, known.data != NULL ? (const char *)known.data : "others", own);
+}
+
 static enum rf_code request_check(const struct shard_request *request, struct rf_error *err)
 {
     if (!plan_has_layout(request->plan, request->layout))
         return layout_fail(request, err);
+    enum rf_code code = architecture_check(request, err);
+    if (code != RF_OK)
+        return code;
     if (request->tp_size == 0 || request->tp_size > MANIFEST_MAX_RANKS)
         return rf_fail(err, RF_E_INVAL, "tp %" PRIu32 ": allowed are 1 to %d", request->tp_size,
                        MANIFEST_MAX_RANKS);

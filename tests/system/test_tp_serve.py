@@ -321,6 +321,15 @@ class Refused(util.Case):
             plan.write_text(text)
             self.refused(util.FORMAT, r"bad\.plan", "--plan", plan, model=model)
 
+    def test_a_plan_for_another_architecture(self):
+        model = generate(self.folder / "model")
+        plan = self.folder / "other.plan"
+        plan.write_text("plan other\narchitecture XForCausalLM YForCausalLM\ntensor * replicated\n")
+        self.refused(util.FORMAT, "plan other is for XForCausalLM, YForCausalLM, the model is a Qwen3ForCausalLM",
+                     "--plan", plan, model=model)
+        plan.write_text("plan other\ntensor * replicated\n")
+        self.rfork_ok("inspect", "--tp", "2", "--plan", plan, model)
+
     def test_a_plan_of_ones_own(self):
         def change(tensors, config):
             config["architectures"] = ["FrobnicateForCausalLM"]
