@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 struct verify_command {
@@ -81,44 +82,36 @@ struct verify {
 
 /* ---- a seed ---- */
 
-/* Every byte is received and hashed, and written to where nothing is kept: as much memory as a
- * fork into files needs, whatever the model's size. */
-static enum rf_code drop_rank(struct remote *remote, uint32_t rank, int fd,
-                              struct remote_result *ret_result, struct rf_error *err)
+static enum rf_code drop_dest(const struct manifest_rank *rank, int fd, struct fork_dest *dest,
+                              struct rf_error *err)
 {
-    uint64_t bytes = remote_manifest(remote)->ranks[rank].stream_bytes;
-    const struct fork_segment whole = {.bytes = bytes, .fd = fd};
-    struct fork_dest dest = {.count = 0};
-    enum rf_code code = bytes > 0 ? fork_dest_add(&dest, &whole, err) : RF_OK;
+    const struct fork_segment whole = {.bytes = rank->stream_bytes, .fd = fd};
+    enum rf_code code = whole.bytes > 0 ? fork_dest_add(dest, &whole, err) : RF_OK;
 
-    if (code == RF_OK)
-        code = fork_dest_finish(&dest, bytes, err);
-    if (code == RF_OK)
-        code = remote_fork_dest(remote, rank, &dest, ret_result, err);
-    fork_dest_free(&dest);
-    return code;
+    return code == RF_OK ? fork_dest_finish(dest, rank->stream_bytes, err) : code;
 }
 
+/* Every byte is received and hashed, and written to where nothing is kept: as much memory as a
+ * fork into files needs, whatever the model's size. */
 static enum rf_code drop_all(struct remote *remote, struct remote_result *ret_result,
                              struct rf_error *err)
 {
+    const struct manifest *manifest = remote_manifest(remote);
     rf_autoclose int fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
-    uint64_t bytes = 0;
-    double seconds = 0;
+    rf_autofree struct fork_dest *dests = calloc(manifest->rank_count, sizeof(*dests));
+    enum rf_code code = RF_OK;
 
     if (fd < 0)
         return rf_fail_sys(err, "open /dev/null");
-    for (uint32_t i = 0; i < remote_manifest(remote)->rank_count; i++) {
-        enum rf_code code = drop_rank(remote, i, fd, ret_result, err);
-
-        if (code != RF_OK)
-            return code;
-        bytes += ret_result->bytes;
-        seconds += ret_result->seconds;
-    }
-    ret_result->bytes = bytes;
-    ret_result->seconds = seconds;
-    return RF_OK;
+    if (dests == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " ranks", manifest->rank_count);
+    for (uint32_t i = 0; code == RF_OK && i < manifest->rank_count; i++)
+        code = drop_dest(&manifest->ranks[i], fd, &dests[i], err);
+    if (code == RF_OK)
+        code = remote_fork_dests(remote, dests, ret_result, err);
+    for (uint32_t i = 0; i < manifest->rank_count; i++)
+        fork_dest_free(&dests[i]);
+    return code;
 }
 
 static enum rf_code map_all(struct remote *remote, struct remote_result *ret_result,

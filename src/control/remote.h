@@ -81,6 +81,9 @@ enum rf_code remote_fork_folder(struct remote *remote, const struct remote_folde
 enum rf_code remote_map(struct remote *remote, uint32_t rank, struct layout *ret_layout,
                         struct remote_result *ret_result, struct rf_error *err);
 
+/* All ranks at once, each into its destination (finished) of [rank_count]; then the root is known. */
+enum rf_code remote_fork_dests(struct remote *remote, const struct fork_dest *dests,
+                               struct remote_result *ret_result, struct rf_error *err);
 /* One rank into the caller's destination (finished). */
 enum rf_code remote_fork_dest(struct remote *remote, uint32_t rank, const struct fork_dest *dest,
                               struct remote_result *ret_result, struct rf_error *err);

@@ -128,7 +128,10 @@ enum rf_code remote_run(const struct remote_run *run, struct remote_result *resu
         options.digests = fetch_digests;
         options.digests_ctx = &running;
         code = fork_run(&plan, &options, &stats, err);
-        if (code != RF_OK)
+        if (code != RF_OK && run->remote_count > 1) /* which of them, the error says */
+            code = rf_error_wrap(err, ask_why(run, code, err), "fork from %" PRIu32 " seeds by %s",
+                                 run->remote_count, first->choice.endpoint.transport);
+        else if (code != RF_OK)
             code = rf_error_wrap(err, ask_why(run, code, err), "fork from %s by %s",
                                  client_url(first->client), first->choice.endpoint.transport);
     }
@@ -142,6 +145,50 @@ enum rf_code remote_run(const struct remote_run *run, struct remote_result *resu
     if (stats.connections > result->connections)
         result->connections = stats.connections;
     return RF_OK;
+}
+
+static void tables_free(struct digest_table **tables, uint32_t count)
+{
+    for (uint32_t i = 0; tables != NULL && i < count; i++)
+        digest_table_destroy(tables[i]);
+    free(tables);
+}
+
+enum rf_code remote_fork_dests(struct remote *remote, const struct fork_dest *dests,
+                               struct remote_result *ret_result, struct rf_error *err)
+{
+    const struct manifest *manifest = remote->manifest;
+    uint32_t count = manifest->rank_count;
+    struct remote_result result = {.verified = remote->options->verify};
+    struct digest_table **tables = calloc(count + (size_t)1, sizeof(struct digest_table *));
+    rf_autofree struct fork_target *targets = calloc(count + (size_t)1, sizeof(*targets));
+    rf_autofree struct fork_move *moves = calloc(count + (size_t)1, sizeof(*moves));
+    bool ok = tables != NULL && targets != NULL && moves != NULL;
+    struct remote_run run = {.remotes = &remote,
+                             .remote_count = 1,
+                             .targets = targets,
+                             .target_count = count,
+                             .moves = moves,
+                             .tables = tables};
+
+    for (uint32_t i = 0; i < count && ok; i++) {
+        targets[i].dest = &dests[i];
+        tables[i] = digest_table_create(manifest->algorithm, manifest_chunk_count(manifest, i));
+        ok = tables[i] != NULL;
+        if (manifest->ranks[i].stream_bytes > 0)
+            moves[run.move_count++] =
+                (struct fork_move){.read = {.bytes = manifest->ranks[i].stream_bytes, .count = 1},
+                                   .source = i,
+                                   .target = i};
+    }
+    enum rf_code code = ok ? remote_run(&run, &result, err)
+                           : rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " ranks", count);
+    if (code == RF_OK)
+        code = remote_finish(remote, tables, &result, err);
+    tables_free(tables, count);
+    if (code == RF_OK)
+        *ret_result = result;
+    return code;
 }
 
 enum rf_code remote_fork_dest(struct remote *remote, uint32_t rank, const struct fork_dest *dest,

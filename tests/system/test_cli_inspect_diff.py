@@ -158,6 +158,17 @@ class Verify(util.Case):
                 self.rfork_ok("verify", model, "--against", against)
                 self.rfork_ok("verify", seed.url, "--against", against)
 
+    def test_the_digest_of_several_ranks_is_of_what_arrived(self):
+        """Also when the seed does not know its own yet."""
+        config = {"architectures": ["Own"]}
+        plan = self.folder / "own.plan"
+        plan.write_text("plan own\ntensor big.{i}.weight column\n".replace("{i}", "*"))
+        model = self.model(tensors=util.big_tensors(64 << 20), config=config)
+        with self.seed("--model-path", model, "--tp", 2, "--plan", plan) as seed:
+            done = self.rfork_json("verify", seed.url, "--transport", "tcp")
+            self.assertEqual((done["root_digest"], done["bytes"]), (seed.root_digest(), int(seed.fields["bytes"])))
+            self.rfork_ok("verify", seed.url, "--transport", "tcp", "--against", seed.url)
+
     def test_another_digest_is_a_mismatch(self):
         tensors = util.random_tensors()
         model, other = self.model("a", tensors), self.model("b", changed(tensors, "model.norm.weight"))
