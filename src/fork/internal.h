@@ -129,6 +129,8 @@ void job_arrived(struct fork_job *job, uint64_t item, const uint8_t *digest, con
 void job_compare(struct fork_job *job);
 
 uint32_t job_peer_of(const struct fork_job *job, uint64_t item);
+/* A rank of whose bytes some have yet to come from a peer; "" if there is none. */
+const char *job_lacking_text(struct fork_job *job, uint32_t peer, char out[80]);
 /* "rank tp0/4", with as many as there are. */
 const char *job_rank_text(const struct fork_job *job, uint64_t item, char out[80]);
 

@@ -102,6 +102,18 @@ const char *job_rank_text(const struct fork_job *job, uint64_t item, char out[80
     return out;
 }
 
+const char *job_lacking_text(struct fork_job *job, uint32_t peer, char out[80])
+{
+    mutex_lock(&job->lock);
+    uint64_t item = job->peers[peer].first;
+    while (item < job->peers[peer].end && job->state[item] == ITEM_DONE)
+        item++;
+    bool lacks = item < job->peers[peer].end;
+    mutex_unlock(&job->lock);
+    out[0] = '\0';
+    return lacks ? job_rank_text(job, item, out) : out;
+}
+
 static void fail_locked(struct fork_job *job, const struct rf_error *error) RF_REQUIRES(job->lock)
 {
     if (!job->failed)

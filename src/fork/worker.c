@@ -218,9 +218,13 @@ static enum rf_code worker_pump(struct worker *worker, struct rf_error *err)
 static enum rf_code worker_run(struct worker *worker, struct rf_error *err)
 {
     enum rf_code code = worker_open(worker, err);
+    char rank[80];
 
     if (code == RF_OK)
         code = worker_pump(worker, err);
+    else if (worker->job->plan->source_count > 1 &&
+             job_lacking_text(worker->job, worker->peer, rank)[0] != '\0')
+        rf_error_wrap(err, code, "%s", rank);
     worker_close(worker);
     return code;
 }

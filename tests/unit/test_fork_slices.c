@@ -605,6 +605,22 @@ static void a_seed_that_vanishes_is_named(void **state)
     assert_non_null(strstr(error.text, "rank tp1/2"));
 }
 
+static void a_seed_that_cannot_be_reached_is_named_with_the_rank(void **state)
+{
+    struct bed *bed = *state;
+    struct fork_stats stats;
+    struct rf_error error;
+
+    bed->plan.peer_count = 2;
+    bed->plan.source_count = 2 * RANKS;
+    bed->null->seed_stop(bed->halves[1]);
+    bed->halves[1] = NULL;
+    add_move(bed, run(0, 0, 0, STREAM_BYTES), 0);
+    add_move(bed, run(RANKS + 1, 1, 0, STREAM_BYTES), 0);
+    assert_int_equal(go(bed, &stats, &error), RF_E_UNREACHABLE);
+    assert_non_null(strstr(error.text, "seed B: rank tp1/2: "));
+}
+
 static void nothing_to_move_is_no_error(void **state)
 {
     struct bed *bed = *state;
@@ -632,6 +648,7 @@ int main(void)
         BED_TEST(a_broken_connection_is_opened_again),
         BED_TEST(two_seeds_give_what_each_has),
         BED_TEST(a_seed_that_vanishes_is_named),
+        BED_TEST(a_seed_that_cannot_be_reached_is_named_with_the_rank),
         BED_TEST(nothing_to_move_is_no_error),
     };
 
