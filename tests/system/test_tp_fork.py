@@ -35,6 +35,40 @@ def llama(**more):
     return {name: util.Tensor("BF16", shape) for name, shape in shapes.items()}, config
 
 
+def moe_fp8(experts=8):
+    """{name: Tensor} of a small Qwen3-MoE in block-FP8, and its config."""
+    hidden, heads, kv, head, inner, vocab, block = 128, 8, 4, 32, 512, 200, 16
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": hidden, "num_attention_heads": heads, "head_dim": head,
+        "num_key_value_heads": kv, "moe_intermediate_size": inner, "intermediate_size": inner, "num_experts": experts,
+        "num_hidden_layers": 2, "decoder_sparse_step": 1, "mlp_only_layers": [], "vocab_size": vocab,
+        "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [block, block]},
+    }
+    tensors = {name: util.Tensor("BF16", shape) for name, shape in (
+        ("model.embed_tokens.weight", [vocab, hidden]), ("model.norm.weight", [hidden]), ("lm_head.weight", [vocab, hidden]))}
+
+    def quantised(name, rows, columns):
+        tensors[name + ".weight"] = util.Tensor("F8_E4M3", [rows, columns])
+        tensors[name + ".weight_scale_inv"] = util.Tensor("F32", [-(-rows // block), -(-columns // block)])
+
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        for name, size in (("input_layernorm", hidden), ("post_attention_layernorm", hidden), ("self_attn.q_norm", head),
+                           ("self_attn.k_norm", head)):
+            tensors[f"{at}{name}.weight"] = util.Tensor("BF16", [size])
+        quantised(at + "self_attn.q_proj", heads * head, hidden)
+        quantised(at + "self_attn.k_proj", kv * head, hidden)
+        quantised(at + "self_attn.v_proj", kv * head, hidden)
+        quantised(at + "self_attn.o_proj", hidden, heads * head)
+        tensors[at + "mlp.gate.weight"] = util.Tensor("BF16", [experts, hidden])
+        for expert in range(experts):
+            quantised(f"{at}mlp.experts.{expert}.gate_proj", inner, hidden)
+            quantised(f"{at}mlp.experts.{expert}.up_proj", inner, hidden)
+            quantised(f"{at}mlp.experts.{expert}.down_proj", hidden, inner)
+    return tensors, config
+
+
 class Reshard(util.Case):
     def llama(self, name="llama", shards=2, **more):
         tensors, config = llama(**more)
@@ -134,6 +168,50 @@ class OtherSizes(Reshard):
         with self.cut(self.llama(), 4) as seed:
             self.rfork_fails(util.INVAL, "fork", seed.url, "--tp", 2, "--ranks", "2", says="--ranks: rank 2 does not exist")
             self.rfork_fails(util.INVAL, "fork", seed.url, "--ranks", "1", says="--tp")
+
+
+class Experts(Reshard):
+    """Block-FP8 with its scales, and experts divided over groups of ranks."""
+
+    def moe(self):
+        tensors, config = moe_fp8()
+        return self.model("moe", tensors, shards=2, config=config)
+
+    def test_block_fp8_from_size_to_size_to_the_folder(self):
+        model = self.moe()
+        for layout in ("checkpoint", "sglang"):
+            with self.subTest(layout), self.cut(model, 1, "--layout", layout) as one:
+                with self.seed("--from", one.url, "--tp", 2, "--transport", "tcp") as two:
+                    with self.seed("--from", two.url, "--tp", 4, "--transport", "map") as four:
+                        with self.cut(model, 4, "--layout", layout) as direct:
+                            self.assert_same_ranks(four, direct)
+                            self.assertEqual(four.root_digest(), direct.root_digest())
+                        self.rfork_ok("fork", four.url, "-o", self.path(layout), "--transport", "tcp")
+                        self.assert_same_files(model, self.path(layout))
+
+    def test_experts_are_divided_and_put_together(self):
+        model = self.moe()
+        for layout in ("checkpoint", "sglang"):
+            for have, want in (((1, 1), (4, 2)), ((2, 1), (2, 2)), ((2, 2), (4, 1)), ((4, 4), (2, 1)), ((4, 2), (4, 4)),
+                               ((4, 4), (1, 1))):
+                with self.cut(model, have[0], "--ep", have[1], "--layout", layout) as seed:
+                    with self.cut(model, want[0], "--ep", want[1], "--layout", layout) as direct:
+                        for path in PATHS:
+                            with self.subTest(have=have, want=want, path=path, layout=layout):
+                                with self.seed("--from", seed.url, "--tp", want[0], "--ep", want[1], "--transport", path) as fork:
+                                    self.assert_same_ranks(fork, direct)
+                                    self.assertEqual(fork.root_digest(), direct.root_digest())
+
+    def test_a_folder_from_experts_that_are_divided(self):
+        model = self.moe()
+        with self.cut(model, 4, "--ep", 4, "--layout", "sglang") as seed:
+            self.rfork_ok("fork", seed.url, "-o", self.path("copy"))
+            self.assert_same_files(model, self.path("copy"))
+
+    def test_groups_that_do_not_divide_are_refused(self):
+        with self.cut(self.moe(), 2, "--layout", "sglang") as seed:
+            self.rfork_fails(util.INVAL, "fork", seed.url, "--tp", 4, "--ep", 3, says="ep 3: does not divide tp 4")
+            self.rfork_fails(util.INVAL, "fork", seed.url, "--tp", 16, says="heads")
 
 
 class Whole(Reshard):
