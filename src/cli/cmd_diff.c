@@ -64,6 +64,7 @@ struct finding {
     struct difference difference;
     const char *file_a; /* of side files and identity: what each side has; NULL: it has none */
     const char *file_b;
+    const struct rank_id *rank; /* NULL: there is only one, or it is of no rank */
 };
 
 struct diff {
@@ -73,6 +74,7 @@ struct diff {
     struct finding *findings;
     size_t count;
     size_t room;
+    const struct rank_id *rank; /* being compared; NULL: the only one */
     bool nomem;
     bool by_root; /* the roots were equal: no tensor was looked at */
     char root[HASH_TEXT_BYTES];
@@ -96,7 +98,9 @@ static void add_finding(struct diff *diff, const struct finding *finding)
 
 static void add_difference(void *ctx, const struct difference *difference)
 {
-    add_finding(ctx, &(struct finding){.difference = *difference});
+    struct diff *diff = ctx;
+
+    add_finding(diff, &(struct finding){.difference = *difference, .rank = diff->rank});
 }
 
 static void add_identity(struct diff *diff, const char *name, const char *a, const char *b)
@@ -206,10 +210,11 @@ static void compare_tables(struct diff *diff, uint32_t rank_a, uint32_t rank_b,
             !digest_table_get(table_b, (uint64_t)(other - b->tensors), digest_b) ||
             memcmp(digest_a, digest_b, bytes) == 0)
             continue;
-        add_finding(diff, &(struct finding){.difference = {.kind = DIFF_CONTENT,
-                                                           .name = tensor->name,
-                                                           .a = tensor,
-                                                           .b = other}});
+        add_finding(
+            diff,
+            &(struct finding){
+                .difference = {.kind = DIFF_CONTENT, .name = tensor->name, .a = tensor, .b = other},
+                .rank = diff->rank});
     }
 }
 
@@ -230,6 +235,14 @@ static enum rf_code compare_content(struct diff *diff, uint32_t rank_a, uint32_t
 }
 
 /* ---- all of it ---- */
+
+/* Which rank of A what is found from now on is of. */
+static void rank_begin(struct diff *diff, uint32_t rank)
+{
+    const struct manifest *a = diff->a.manifest;
+
+    diff->rank = a->rank_count > 1 ? &a->ranks[rank].id : NULL;
+}
 
 /* Index of the rank with these coordinates, or MANIFEST_NONE. */
 static uint32_t find_rank(const struct manifest *manifest, const struct rank_id *id)
@@ -252,10 +265,13 @@ static enum rf_code compare_ranks(struct diff *diff, struct rf_error *err)
         char name[64];
 
         if (j == MANIFEST_NONE)
-            return rf_fail(err, RF_E_MISMATCH,
-                           "%s has rank %s, %s has not: they are sharded differently, and only "
-                           "equal shards can be compared",
-                           diff->a.text, rank_id_text(&a->ranks[i].id, name), diff->b.text);
+            return rf_fail(
+                err, RF_E_MISMATCH,
+                "%s has rank %s, %s has not: they are sharded differently, and only "
+                "equal shards can be compared; `rfork inspect --digest --tp N` tells the "
+                "digest that a folder has when it is sharded",
+                diff->a.text, rank_id_text(&a->ranks[i].id, name), diff->b.text);
+        rank_begin(diff, i);
         compare_tensors(&a->ranks[i], &b->ranks[j], add_difference, diff);
     }
     if (a->rank_count != b->rank_count)
@@ -273,6 +289,9 @@ static int finding_order(const void *a, const void *b)
 
     if (order == 0)
         order = (left->kind > right->kind) - (left->kind < right->kind);
+    if (order == 0 && ((const struct finding *)a)->rank != NULL)
+        order =
+            rank_id_compare(((const struct finding *)a)->rank, ((const struct finding *)b)->rank);
     return order;
 }
 
@@ -292,8 +311,10 @@ static enum rf_code compare_all(struct diff *diff, struct rf_error *err)
     if (code == RF_OK && diff->count == 0)
         code = roots_equal(diff, &equal, err);
     diff->by_root = equal;
-    for (uint32_t i = 0; code == RF_OK && !equal && i < a->rank_count; i++)
+    for (uint32_t i = 0; code == RF_OK && !equal && i < a->rank_count; i++) {
+        rank_begin(diff, i);
         code = compare_content(diff, i, find_rank(diff->b.manifest, &a->ranks[i].id), err);
+    }
     if (code == RF_OK && diff->command->files)
         compare_files(diff);
     if (diff->count > 0)
@@ -320,7 +341,10 @@ static void print_finding(const struct finding *finding)
 {
     const struct difference *difference = &finding->difference;
     struct buf line BUF_AUTO = {0};
+    char rank[64];
 
+    if (finding->rank != NULL)
+        buf_printf(&line, "rank %s: ", rank_id_text(finding->rank, rank));
     if (difference->a != NULL || difference->b != NULL)
         difference_text(difference, "in A", "in B", &line);
     else
@@ -391,6 +415,7 @@ static void json_side(struct jsonout *out, const char *key, const struct tensor 
 static enum rf_code print_json(const struct diff *diff, struct rf_error *err)
 {
     struct jsonout out = {.comma = false};
+    char rank[64];
 
     jsonout_open(&out, NULL, '{');
     jsonout_text(&out, "a", diff->a.text);
@@ -404,6 +429,8 @@ static enum rf_code print_json(const struct diff *diff, struct rf_error *err)
         jsonout_open(&out, NULL, '{');
         jsonout_text(&out, "name", finding->difference.name);
         jsonout_text(&out, "kind", kind_name(finding->difference.kind));
+        jsonout_text_or_null(&out, "rank",
+                             finding->rank != NULL ? rank_id_text(finding->rank, rank) : NULL);
         json_side(&out, "a", finding->difference.a, finding->file_a);
         json_side(&out, "b", finding->difference.b, finding->file_b);
         jsonout_close(&out, '}');

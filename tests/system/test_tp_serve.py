@@ -388,6 +388,22 @@ class Inspect(util.Case):
                                 r"  part .*k_proj\.weight\[32:64\], 8192 bytes\n  part .*v_proj\.weight\[32:64\], 8192")
         self.assertIn("  part         zeros, 3072 bytes\n", lines)
 
+    def test_what_differs_is_named_with_its_rank(self):
+        model = generate(self.folder / "model")
+        tensors, config = read_model(model)
+        name = "model.layers.1.mlp.up_proj.weight"
+        data = bytearray(tensors[name].data)
+        data[-1] ^= 1 # of the last rows: the last rank's
+        tensors[name] = Tensor("BF16", tensors[name].shape, bytes(data))
+        other = util.write_model(self.folder / "other", tensors, config=config)
+        with self.seed("--model-path", model, "--tp", "4") as one, self.seed("--model-path", other, "--tp", "4") as two:
+            done = self.rfork("diff", one.url, two.url)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertEqual(done.stdout.splitlines()[2:], [f"rank tp3/4: {name}: other bytes in B than in A", "1 difference: 1 content"])
+            done = json.loads(self.rfork("diff", "--json", one.url, two.url).stdout)
+            self.assertEqual([found["rank"] for found in done["differences"]], ["tp3/4"])
+            self.rfork_fails(util.MISMATCH, "diff", one.url, model, says="sharded differently.*inspect --digest --tp")
+
     def test_a_seed_says_the_same_of_itself(self):
         model = generate(self.folder / "model")
         arguments = ["--tp", "4", "--layout", "sglang"]
