@@ -73,7 +73,7 @@ static const struct option_spec serve_options[] = {
      .type = OPTION_TEXT,
      .arg = "NAME",
      .offset = offsetof(struct serve_command, model_name),
-     .help = "What the model is called. The folder's name if not given."},
+     .help = "What the model is called. The folder's name if not given; a fork has its seed's."},
     {.type = OPTION_HEADING, .help = "Ranks"},
     SHARD_ROW_TP(AT_SHARD),
     SHARD_ROW_EP(AT_SHARD),
@@ -211,6 +211,9 @@ static int serve_check_source(const struct serve_command *command)
                             command->sglang.missing[0] != '\0' ? "; " : "");
     if (command->mmap && command->model_path == NULL)
         return output_usage("serve", "serve: --mmap is about files: it needs --model-path");
+    if (command->model_name != NULL && command->model_path == NULL)
+        return output_usage("serve", "serve: --model-name is about files: a fork has its seed's "
+                                     "name");
     if (command->chunk_bytes % MANIFEST_LEAF_BYTES != 0)
         return output_usage("serve", "serve: --chunk-size: %" PRIu64 " is no multiple of 64KiB",
                             command->chunk_bytes);

@@ -166,6 +166,7 @@ class CommandLine(util.Case):
         self.usage("serve", "--remote-instance-weight-loader-seed-instance-service-port", "1", says="the first is missing")
         self.usage("serve", "--remote-instance-weight-loader-seed-instance-ip", "h",
                    "--remote-instance-weight-loader-seed-instance-service-port", "1", "--from", "http://h:2", says="twice")
+        self.usage("serve", "--from", "http://h:1", "--model-name", "m", says="a fork has its seed's name")
         self.usage("fork", "--verify", "--no-verify", "u", says="contradict")
         self.usage("fork", "--copy", "-o", "x", "u", says="--copy is about weights in memory")
         self.usage("fork", "--no-sync", "u", says="--no-sync is about the files")
