@@ -29,11 +29,17 @@ struct search {
     uint64_t at;
 };
 
+/* A draft model may have tensors of the same names and shapes. */
+static bool same_role(const struct rs *rs, const struct rs_rank *rank, uint32_t holder)
+{
+    return rs->holders[holder].rank->id.role == rs->wanted->ranks[rank->index].id.role;
+}
+
 static bool holder_look(const struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
                         const struct search *search, uint32_t holder, struct rs_piece *ret_piece)
 {
     struct rs_piece pieces[RS_MAX_SAME];
-    unsigned count = rs_pieces(rs, holder, need->source, pieces);
+    unsigned count = same_role(rs, rank, holder) ? rs_pieces(rs, holder, need->source, pieces) : 0;
 
     rank->looks += 1 + count;
     for (unsigned i = 0; i < count; i++) {
@@ -91,13 +97,13 @@ static bool find_idle(const struct rs *rs, struct rs_rank *rank, const struct rs
 /* ---- covering a need ---- */
 
 /* Ranks cut evenly: which of them would have this position. */
-static void missing_rank_text(const struct rs *rs, const struct rs_need *need,
-                              const struct search *search, char out[64])
+static void missing_rank_text(const struct rs *rs, const struct rs_rank *rank,
+                              const struct rs_need *need, const struct search *search, char out[64])
 {
     for (uint32_t h = 0; h < rs->holder_count; h++) {
         struct rs_piece pieces[RS_MAX_SAME];
         const struct rank_id *id = &rs->holders[h].rank->id;
-        unsigned count = rs_pieces(rs, h, need->source, pieces);
+        unsigned count = same_role(rs, rank, h) ? rs_pieces(rs, h, need->source, pieces) : 0;
 
         for (unsigned i = 0; i < count; i++) {
             const struct rs_piece *piece = &pieces[i];
@@ -157,7 +163,7 @@ static enum rf_code missing_fail(const struct rs *rs, const struct rs_rank *rank
                        rank_id_text(&wanted->id, text), RS_SHOWN_NAME,
                        wanted->tensors[need->tensor].name, RS_SHOWN_NAME, source->name,
                        rs->holder_count, rs->holders[0].manifest->layout);
-    missing_rank_text(rs, need, search, other);
+    missing_rank_text(rs, rank, need, search, other);
     return rf_fail(err, RF_E_MISMATCH,
                    "rank %s: tensor %.*s needs elements %" PRIu64 " to %" PRIu64 " of axis %" PRIu32
                    " of %.*s; no seed has element %" PRIu64 " of axis %" PRIu32 ", of the %" PRIu32

@@ -403,27 +403,31 @@ static void replicated_tensors_are_read_from_idle_ranks(void **state)
     checkpoint_free(of);
 }
 
-static struct manifest *some_ranks(const struct checkpoint *of, uint32_t tp_size,
-                                   const uint32_t *ranks, uint32_t rank_count)
+static struct manifest *sharded(const struct checkpoint *of, const struct shard_request *wanted)
 {
     struct model_config *config = NULL;
     struct plan *plan = NULL;
     struct manifest *manifest = NULL;
-    struct manifest_builder *builder = checkpoint_builder(of, "sglang");
+    struct manifest_builder *builder = checkpoint_builder(of, wanted->layout);
 
     assert_int_equal(model_config_parse(of->config, strlen(of->config), &config, NULL), RF_OK);
     assert_int_equal(plan_for_architecture(model_config_architecture(config), &plan, NULL), RF_OK);
-    const struct shard_request request = {.plan = plan,
-                                          .config = config,
-                                          .layout = "sglang",
-                                          .tp_size = tp_size,
-                                          .ranks = ranks,
-                                          .rank_count = rank_count};
+    struct shard_request request = *wanted;
+    request.plan = plan;
+    request.config = config;
     assert_int_equal(shard_ranks(builder, &request, NULL), RF_OK);
     assert_int_equal(manifest_build(builder, &manifest, NULL), RF_OK);
     plan_destroy(plan);
     model_config_destroy(config);
     return manifest;
+}
+
+static struct manifest *some_ranks(const struct checkpoint *of, uint32_t tp_size,
+                                   const uint32_t *ranks, uint32_t rank_count)
+{
+    return sharded(
+        of, &(struct shard_request){
+                .layout = "sglang", .tp_size = tp_size, .ranks = ranks, .rank_count = rank_count});
 }
 
 static void several_seeds_hold_a_model_together(void **state)
@@ -515,6 +519,30 @@ static void a_rank_that_is_missing_is_named(void **state)
     checkpoint_free(of);
 }
 
+/* Both may be layers and heads of one family, with equal names and shapes. */
+static void a_draft_model_is_no_source_of_the_target(void **state)
+{
+    (void)state;
+    struct checkpoint *of = checkpoint_of(&llama);
+    struct manifest *target = checkpoint_shard(of, "checkpoint", 4, 1);
+    struct manifest *draft = sharded(
+        of, &(struct shard_request){.layout = "checkpoint", .tp_size = 2, .role = ROLE_DRAFT});
+    struct manifest *wanted = checkpoint_shard(of, "checkpoint", 2, 1);
+    const struct manifest *const seeds[] = {draft, target};
+
+    assert_refused(draft, wanted, "rank tp0/2: tensor lm_head.weight needs elements 0 to 49");
+    assert_refused(target, draft, "rank tp0/2,draft: tensor lm_head.weight");
+    struct reshard *plan = planned(seeds, 2, wanted);
+    for (uint32_t i = 0; i < plan->holder_count; i++)
+        assert_int_equal(plan->holders[i].read_bytes > 0, plan->holders[i].seed == 1);
+    reshard_destroy(plan);
+    check_reshard(of, seeds, 2, draft);
+    manifest_unref(target);
+    manifest_unref(draft);
+    manifest_unref(wanted);
+    checkpoint_free(of);
+}
+
 static void another_model_is_refused(void **state)
 {
     (void)state;
@@ -591,6 +619,7 @@ int main(void)
         cmocka_unit_test(several_seeds_hold_a_model_together),
         cmocka_unit_test(a_new_instance_is_planned_from_the_seeds_manifest),
         cmocka_unit_test(a_rank_that_is_missing_is_named),
+        cmocka_unit_test(a_draft_model_is_no_source_of_the_target),
         cmocka_unit_test(another_model_is_refused),
         cmocka_unit_test(ranks_that_say_nothing_fit_only_their_equals),
     };
