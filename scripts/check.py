@@ -127,7 +127,7 @@ def forbidden_include(path, target):
         return f"{target} belongs to no layer"
     if mine == theirs:
         other = subfolder_of(target) if mine == "transport" else None
-        if other in (None, "fault", subfolder_of(path)) or path.name == "registry.c":
+        if other in (None, "fault", "net", subfolder_of(path)) or path.name == "registry.c":
             return None
         return f"one transport may not include another's {target}"
     if RANK[theirs] == RANK[mine]:

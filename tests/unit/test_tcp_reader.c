@@ -3,7 +3,7 @@
  * is asked. */
 #include "base/buf.h"
 #include "base/clock.h"
-#include "transport/tcp/socket.h"
+#include "transport/net/socket.h"
 #include "util/rig.h"
 
 #include <fcntl.h>
@@ -62,14 +62,14 @@ static void *liar_run(void *arg)
 
 static void liar_begin(struct liar *liar)
 {
-    struct tcp_address address;
-    char text[TCP_ADDRESS_TEXT_BYTES];
+    struct net_address address;
+    char text[NET_ADDRESS_TEXT_BYTES];
     struct rf_error err = {0};
 
     *liar = (struct liar){.then = THEN_STALL};
-    assert_int_equal(tcp_listen("127.0.0.1", 0, &liar->listen_fd, &address, &err), RF_OK);
+    assert_int_equal(net_listen("127.0.0.1", 0, 64, &liar->listen_fd, &address, &err), RF_OK);
     snprintf(liar->endpoint.address, sizeof liar->endpoint.address, "%s",
-             tcp_address_text(&address, text));
+             net_address_text(&address, text));
     snprintf(liar->endpoint.transport, sizeof liar->endpoint.transport, "tcp");
 }
 
@@ -330,19 +330,19 @@ static void an_address_must_be_numbers(void **state)
         "[::1:80",
         "1.2.3.4:-1",
     };
-    struct tcp_address address;
+    struct net_address address;
     struct rf_error err = {0};
-    char text[TCP_ADDRESS_TEXT_BYTES];
+    char text[NET_ADDRESS_TEXT_BYTES];
 
     (void)state;
     for (unsigned i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        if (tcp_address_parse(bad[i], &address, &err) != RF_E_INVAL)
-            fail_msg("\"%s\" was taken for %s", bad[i], tcp_address_text(&address, text));
+        if (net_address_parse(bad[i], &address, &err) != RF_E_INVAL)
+            fail_msg("\"%s\" was taken for %s", bad[i], net_address_text(&address, text));
     }
-    assert_int_equal(tcp_address_parse("127.0.0.1:80", &address, &err), RF_OK);
-    assert_string_equal(tcp_address_text(&address, text), "127.0.0.1:80");
-    assert_int_equal(tcp_address_parse("[::1]:65535", &address, &err), RF_OK);
-    assert_string_equal(tcp_address_text(&address, text), "[::1]:65535");
+    assert_int_equal(net_address_parse("127.0.0.1:80", &address, &err), RF_OK);
+    assert_string_equal(net_address_text(&address, text), "127.0.0.1:80");
+    assert_int_equal(net_address_parse("[::1]:65535", &address, &err), RF_OK);
+    assert_string_equal(net_address_text(&address, text), "[::1]:65535");
 }
 
 /* ---- a host that does not answer ---- */
@@ -352,12 +352,12 @@ enum { FILLERS = 16 };
 /* A listener whose queue is full: what connects now waits for an answer that does not come. */
 static void fill_backlog(struct liar *liar, int fillers[FILLERS])
 {
-    struct tcp_address address;
+    struct net_address address;
     struct rf_error err = {0};
 
     liar_begin(liar);
     assert_int_equal(listen(liar->listen_fd, 0), 0);
-    assert_int_equal(tcp_address_parse(liar->endpoint.address, &address, &err), RF_OK);
+    assert_int_equal(net_address_parse(liar->endpoint.address, &address, &err), RF_OK);
     for (unsigned i = 0; i < FILLERS; i++) {
         fillers[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
         assert_true(fillers[i] >= 0);

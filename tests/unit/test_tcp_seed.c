@@ -4,7 +4,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/rand.h"
-#include "transport/tcp/socket.h"
+#include "transport/net/socket.h"
 #include "util/rig.h"
 
 #include <fcntl.h>
@@ -79,11 +79,11 @@ static int plain_socket(void)
 
 static void plain_connect(const struct world *world, int fd)
 {
-    struct tcp_address address;
+    struct net_address address;
 
-    assert_int_equal(tcp_address_parse(world->endpoint.address, &address, NULL), RF_OK);
+    assert_int_equal(net_address_parse(world->endpoint.address, &address, NULL), RF_OK);
     assert_int_equal(connect(fd, &address.any, address.bytes), 0);
-    tcp_tune(fd, WAIT_MS);
+    net_tune(fd, WAIT_MS);
 }
 
 static void say(int fd, const void *data, size_t bytes)

@@ -5,8 +5,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "transport/net/socket.h"
 #include "transport/tcp/conn.h"
-#include "transport/tcp/socket.h"
 #include "transport/tcp/tcp.h"
 
 #include <assert.h>
@@ -72,7 +72,7 @@ struct worker {
 
 struct transport_seed {
     struct tcp_policy policy;
-    char far[TCP_CONGESTION_BYTES]; /* see tcp_tune_listener() */
+    char far[NET_CONGESTION_BYTES]; /* see net_tune_listener() */
     uint64_t handshake_ms;
     uint64_t idle_ms;
     uint64_t tick_ms;
@@ -140,13 +140,13 @@ static void peer_adopt(struct worker *worker, struct peer *peer)
         peer_close(worker, peer);
 }
 
-static const char *peer_name(const struct peer *peer, char out[TCP_ADDRESS_TEXT_BYTES])
+static const char *peer_name(const struct peer *peer, char out[NET_ADDRESS_TEXT_BYTES])
 {
-    struct tcp_address address = {.bytes = sizeof address.v6};
+    struct net_address address = {.bytes = sizeof address.v6};
 
     if (getpeername(peer->fd, &address.any, &address.bytes) != 0)
-        address = (struct tcp_address){.bytes = 0}; /* gone: "?" */
-    return tcp_address_text(&address, out);
+        address = (struct net_address){.bytes = 0}; /* gone: "?" */
+    return net_address_text(&address, out);
 }
 
 /* ---- one turn ---- */
@@ -160,7 +160,7 @@ enum step {
 
 static enum step step_of_errno(const struct peer *peer, const char *call)
 {
-    char name[TCP_ADDRESS_TEXT_BYTES];
+    char name[NET_ADDRESS_TEXT_BYTES];
 
     if (errno == EAGAIN || errno == EINTR)
         return STEP_WAIT;
@@ -187,7 +187,7 @@ static enum step send_file(const struct worker *worker, struct peer *peer, uint6
 {
     const struct tcp_out *out = &worker->out;
     off_t offset = (off_t)out->fd_offset;
-    char name[TCP_ADDRESS_TEXT_BYTES];
+    char name[NET_ADDRESS_TEXT_BYTES];
 
     ssize_t n = sendfile(peer->fd, out->fd, &offset, out->bulk_bytes);
     if (n < 0 && (errno == EINVAL || errno == ENOSYS)) {
@@ -273,7 +273,7 @@ static enum step send_next(struct worker *worker, struct peer *peer, uint64_t *s
     struct rf_error error = {0};
     enum rf_code code = RF_OK;
     enum step step = STEP_ON;
-    char name[TCP_ADDRESS_TEXT_BYTES];
+    char name[NET_ADDRESS_TEXT_BYTES];
 
     if (!tcp_conn_out(peer->conn, &worker->out, &code, &error)) {
         if (code == RF_OK)
@@ -419,8 +419,8 @@ static void accept_one(struct transport_seed *seed, int fd)
     bool crowded = total_load(seed) > seed->policy.max_readers / 2;
     peer->deadline_ns = clock_deadline_ns(
         crowded && seed->handshake_ms > SEED_CROWDED_MS ? SEED_CROWDED_MS : seed->handshake_ms);
-    tcp_tune(fd, seed->idle_ms);
-    tcp_tune_accepted(fd, seed->far);
+    net_tune(fd, seed->idle_ms);
+    net_tune_accepted(fd, seed->far);
     accept_assign(seed, peer);
 }
 
@@ -455,7 +455,7 @@ static void accept_some(struct transport_seed *seed)
 static void look_at_deadlines(struct worker *worker)
 {
     uint64_t now_ns = clock_now_ns();
-    char name[TCP_ADDRESS_TEXT_BYTES];
+    char name[NET_ADDRESS_TEXT_BYTES];
 
     if (now_ns < worker->tick_ns)
         return;
@@ -701,21 +701,22 @@ enum rf_code tcp_seed_start(const struct exporter *exporter,
     unsigned few = cpus < TCP_MAX_THREADS ? cpus : TCP_MAX_THREADS;
     struct transport_seed *seed =
         seed_create(exporter, options, options->threads != 0 ? options->threads : few);
-    struct tcp_address address = {.bytes = 0};
+    struct net_address address = {.bytes = 0};
     struct endpoint endpoint = {.transport = "tcp"};
 
     if (seed == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for a tcp seed");
-    enum rf_code code = tcp_listen(options->host, options->port, &seed->listen_fd, &address, err);
+    enum rf_code code =
+        net_listen(options->host, options->port, TCP_BACKLOG, &seed->listen_fd, &address, err);
     if (code == RF_OK) {
-        tcp_tune_listener(seed->listen_fd, seed->far);
+        net_tune_listener(seed->listen_fd, seed->far);
         code = seed_run(seed, err);
     }
     if (code != RF_OK) {
         seed_destroy(seed);
         return code;
     }
-    tcp_address_text(&address, endpoint.address);
+    net_address_text(&address, endpoint.address);
     transport_host_id(endpoint.host_id);
     log_debug("tcp seed started", "address=%s threads=%u", endpoint.address, seed->worker_count);
     *ret_seed = seed;

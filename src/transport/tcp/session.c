@@ -2,8 +2,8 @@
  * where the sinks want them. */
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "transport/net/socket.h"
 #include "transport/tcp/intake.h"
-#include "transport/tcp/socket.h"
 #include "transport/tcp/tcp.h"
 
 #include <assert.h>
@@ -19,7 +19,7 @@ enum {
 struct transport_session {
     int fd;
     struct transport_open_options options;
-    char peer[TCP_ADDRESS_TEXT_BYTES];
+    char peer[NET_ADDRESS_TEXT_BYTES];
     uint32_t window;
     uint64_t max_read_bytes;
     enum rf_code dead; /* what every further call says; RF_OK: alive */
@@ -93,7 +93,7 @@ static enum rf_code fail_gone(const struct transport_session *session, const cha
 {
     char reason[128];
 
-    /* tcp_tune() gives the kernel our own deadline: which of the two is noticed first is chance. */
+    /* net_tune() gives the kernel our own deadline: which of the two is noticed first is chance. */
     if (sys_errno == ETIMEDOUT)
         return rf_fail(err, RF_E_TIMEOUT, "seed %s: %s took longer than %" PRIu64 " ms",
                        session->peer, what, timeout_ms(session));
@@ -101,7 +101,7 @@ static enum rf_code fail_gone(const struct transport_session *session, const cha
                    strerror_r(sys_errno, reason, sizeof reason));
 }
 
-static enum rf_code connect_to(struct transport_session *session, const struct tcp_address *address,
+static enum rf_code connect_to(struct transport_session *session, const struct net_address *address,
                                uint64_t deadline_ns, struct rf_error *err)
 {
     int error = 0;
@@ -110,7 +110,7 @@ static enum rf_code connect_to(struct transport_session *session, const struct t
     session->fd = socket(address->any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (session->fd < 0)
         return rf_fail_sys(err, "socket for %s", session->peer);
-    tcp_tune(session->fd, timeout_ms(session));
+    net_tune(session->fd, timeout_ms(session));
     if (connect(session->fd, &address->any, address->bytes) == 0)
         return RF_OK;
     if (errno != EINPROGRESS && errno != EINTR)
@@ -198,9 +198,9 @@ enum rf_code tcp_session_open(const struct endpoint *endpoint,
                               const struct transport_open_options *options,
                               struct transport_session **ret_session, struct rf_error *err)
 {
-    struct tcp_address address = {.bytes = 0};
+    struct net_address address = {.bytes = 0};
 
-    enum rf_code code = tcp_address_parse(endpoint->address, &address, err);
+    enum rf_code code = net_address_parse(endpoint->address, &address, err);
     if (code != RF_OK)
         return code;
     struct transport_session *session = calloc(1, sizeof *session);
@@ -210,7 +210,7 @@ enum rf_code tcp_session_open(const struct endpoint *endpoint,
     session->options = *options;
     session->next_id = 1;
     session->low_water = 1;
-    tcp_address_text(&address, session->peer);
+    net_address_text(&address, session->peer);
     tcp_intake_init(&session->intake, session->scratch);
 
     uint64_t deadline_ns = clock_deadline_ns(timeout_ms(session));

@@ -6,9 +6,8 @@
  * told), which do no I/O; seed.c and session.c move bytes between these and sockets. */
 #include "transport/tcp/tcp.h"
 
-#include "transport/tcp/socket.h"
+#include "transport/net/socket.h"
 
-#include <arpa/inet.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -18,24 +17,18 @@ static void tcp_available(struct transport_verdict *ret_verdict)
         (struct transport_verdict){.usable = true, .rank = 10, .reason = "works on every machine"};
 }
 
-static bool is_wildcard(const struct tcp_address *address)
-{
-    return address->any.sa_family == AF_INET ? address->v4.sin_addr.s_addr == htonl(INADDR_ANY)
-                                             : IN6_IS_ADDR_UNSPECIFIED(&address->v6.sin6_addr);
-}
-
 static void tcp_judge(const struct endpoint *endpoint, struct transport_verdict *ret_verdict)
 {
-    struct tcp_address address = {.bytes = 0};
+    struct net_address address = {.bytes = 0};
     struct rf_error error = {0};
     char host_id[64];
 
     *ret_verdict = (struct transport_verdict){.rank = 10};
-    if (tcp_address_parse(endpoint->address, &address, &error) != RF_OK) {
+    if (net_address_parse(endpoint->address, &address, &error) != RF_OK) {
         snprintf(ret_verdict->reason, sizeof ret_verdict->reason, "%.200s", error.text);
         return;
     }
-    if (is_wildcard(&address)) {
+    if (net_address_is_any(&address)) {
         snprintf(ret_verdict->reason, sizeof ret_verdict->reason,
                  "the seed names no address, only a port");
         return;

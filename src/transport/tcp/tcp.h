@@ -5,6 +5,7 @@
 #include "transport/transport.h"
 
 enum {
+    TCP_BACKLOG = 4096,
     TCP_HANDSHAKE_MS =
         10 * 1000, /* from accept() to a complete hello, or less if idle connections get less */
     TCP_IDLE_MS =

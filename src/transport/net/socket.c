@@ -1,4 +1,4 @@
-#include "transport/tcp/socket.h"
+#include "transport/net/socket.h"
 
 #include "base/cleanup.h"
 
@@ -10,16 +10,13 @@
 #include <stdio.h>
 #include <string.h>
 
-enum {
-    TCP_BACKLOG = 4096,
-    TCP_NEAR_US = 1000,
-};
+enum { NET_NEAR_US = 1000 };
 
 /* ---- addresses ---- */
 
-static void address_set(const struct addrinfo *found, struct tcp_address *ret_address)
+static void address_set(const struct addrinfo *found, struct net_address *ret_address)
 {
-    *ret_address = (struct tcp_address){.bytes = found->ai_addrlen};
+    *ret_address = (struct net_address){.bytes = found->ai_addrlen};
     memcpy(&ret_address->any, found->ai_addr, found->ai_addrlen);
 }
 
@@ -36,10 +33,10 @@ static bool port_ok(const char *text)
     return port > 0 && port <= UINT16_MAX;
 }
 
-enum rf_code tcp_address_parse(const char *text, struct tcp_address *ret_address,
+enum rf_code net_address_parse(const char *text, struct net_address *ret_address,
                                struct rf_error *err)
 {
-    char host[TCP_ADDRESS_TEXT_BYTES];
+    char host[NET_ADDRESS_TEXT_BYTES];
     const char *colon = strrchr(text, ':');
     const struct addrinfo hints = {
         .ai_family = AF_UNSPEC,
@@ -66,7 +63,7 @@ enum rf_code tcp_address_parse(const char *text, struct tcp_address *ret_address
     return RF_OK;
 }
 
-const char *tcp_address_text(const struct tcp_address *address, char out[TCP_ADDRESS_TEXT_BYTES])
+const char *net_address_text(const struct net_address *address, char out[NET_ADDRESS_TEXT_BYTES])
 {
     char host[INET6_ADDRSTRLEN + 1 + IF_NAMESIZE] = "?";
     char port[8] = "?";
@@ -75,13 +72,13 @@ const char *tcp_address_text(const struct tcp_address *address, char out[TCP_ADD
     /* What cannot be told stays "?:?". */
     (void)getnameinfo(&address->any, address->bytes, host, sizeof host, port, sizeof port,
                       NI_NUMERICHOST | NI_NUMERICSERV);
-    snprintf(out, TCP_ADDRESS_TEXT_BYTES, "%s%s%s:%s", v6 ? "[" : "", host, v6 ? "]" : "", port);
+    snprintf(out, NET_ADDRESS_TEXT_BYTES, "%s%s%s:%s", v6 ? "[" : "", host, v6 ? "]" : "", port);
     return out;
 }
 
 /* ---- listening ---- */
 
-static enum rf_code resolve(const char *host, uint16_t port, struct tcp_address *ret_address,
+static enum rf_code resolve(const char *host, uint16_t port, struct net_address *ret_address,
                             struct rf_error *err)
 {
     const struct addrinfo hints = {
@@ -102,18 +99,18 @@ static enum rf_code resolve(const char *host, uint16_t port, struct tcp_address 
     return RF_OK;
 }
 
-enum rf_code tcp_listen(const char *host, uint16_t port, int *ret_fd,
-                        struct tcp_address *ret_address, struct rf_error *err)
+enum rf_code net_listen(const char *host, uint16_t port, int backlog, int *ret_fd,
+                        struct net_address *ret_address, struct rf_error *err)
 {
-    struct tcp_address address = {.bytes = 0};
-    char text[TCP_ADDRESS_TEXT_BYTES];
+    struct net_address address = {.bytes = 0};
+    char text[NET_ADDRESS_TEXT_BYTES];
     const int on = 1;
     const int off = 0;
 
     enum rf_code code = resolve(host, port, &address, err);
     if (code != RF_OK)
         return code;
-    tcp_address_text(&address, text);
+    net_address_text(&address, text);
     rf_autoclose int fd =
         socket(address.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
@@ -123,7 +120,7 @@ enum rf_code tcp_listen(const char *host, uint16_t port, int *ret_fd,
         (void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
     if (bind(fd, &address.any, address.bytes) != 0)
         return rf_fail_sys(err, "bind to %s", text);
-    if (listen(fd, TCP_BACKLOG) != 0)
+    if (listen(fd, backlog) != 0)
         return rf_fail_sys(err, "listen on %s", text);
     address.bytes = sizeof address.v6;
     if (getsockname(fd, &address.any, &address.bytes) != 0)
@@ -133,9 +130,15 @@ enum rf_code tcp_listen(const char *host, uint16_t port, int *ret_fd,
     return RF_OK;
 }
 
+bool net_address_is_any(const struct net_address *address)
+{
+    return address->any.sa_family == AF_INET ? address->v4.sin_addr.s_addr == htonl(INADDR_ANY)
+                                             : IN6_IS_ADDR_UNSPECIFIED(&address->v6.sin6_addr);
+}
+
 /* ---- options ---- */
 
-void tcp_tune(int fd, uint64_t silent_ms)
+void net_tune(int fd, uint64_t silent_ms)
 {
     const int on = 1;
     const int ms = silent_ms < INT_MAX ? (int)silent_ms : INT_MAX;
@@ -154,8 +157,8 @@ void tcp_tune(int fd, uint64_t silent_ms)
 /* Whether both ends have the same address. */
 static bool is_own_host(int fd)
 {
-    struct tcp_address here = {.bytes = sizeof here.v6};
-    struct tcp_address there = {.bytes = sizeof there.v6};
+    struct net_address here = {.bytes = sizeof here.v6};
+    struct net_address there = {.bytes = sizeof there.v6};
 
     if (getsockname(fd, &here.any, &here.bytes) != 0 ||
         getpeername(fd, &there.any, &there.bytes) != 0 || here.any.sa_family != there.any.sa_family)
@@ -172,13 +175,13 @@ static bool is_near(int fd)
     socklen_t bytes = sizeof info;
 
     return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && info.tcpi_rtt > 0 &&
-           info.tcpi_rtt < TCP_NEAR_US;
+           info.tcpi_rtt < NET_NEAR_US;
 }
 
-void tcp_tune_listener(int fd, char ret_far[TCP_CONGESTION_BYTES])
+void net_tune_listener(int fd, char ret_far[NET_CONGESTION_BYTES])
 {
     static const char cubic[] = "cubic";
-    char name[TCP_CONGESTION_BYTES] = "";
+    char name[NET_CONGESTION_BYTES] = "";
     socklen_t bytes = sizeof name - 1;
 
     ret_far[0] = '\0';
@@ -188,8 +191,8 @@ void tcp_tune_listener(int fd, char ret_far[TCP_CONGESTION_BYTES])
         memcpy(ret_far, name, sizeof name);
 }
 
-void tcp_tune_accepted(int fd, const char *far)
+void net_tune_accepted(int fd, const char *far)
 {
-    if (far[0] != '\0' && !is_own_host(fd) && !is_near(fd))
+    if (far[0] != '\0' && !is_near(fd) && !is_own_host(fd))
         (void)setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, far, (socklen_t)strlen(far));
 }
