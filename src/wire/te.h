@@ -15,8 +15,10 @@
  *    with a status. Without it a connection reads as anybody may.
  *  - TE_OP_HASHED: a v2 READ whose bytes are hashed at the seed, by the algorithm in byte 17 (enum
  *    hash_algorithm), together with those of HASHED reads before it.
- *  - TE_OP_DIGEST: answered with a status and the digest (hash_bytes() of the algorithm in byte 17) of
- *    all HASHED reads since the last DIGEST (transport/read_digest.h).
+ *  - TE_OP_DIGEST: `bytes` is that of a READ's body (wire/chunk.h), which follows: the rank and ranges
+ *    of which all HASHED reads since the last DIGEST are the pieces, in order. Answered with a status
+ *    and the digest, hash_bytes() of the algorithm in byte 17, of their bytes and this body
+ *    (transport/read_digest.h); RF_E_INVAL if they are not those pieces.
  *  - a refusal of any of these, and of a v2 READ after a TOKEN, has a status with TE_STATUS_CODE
  *    added to an enum rf_code, and the connection lives on. */
 #ifndef WIRE_TE_H
