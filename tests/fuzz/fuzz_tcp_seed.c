@@ -125,7 +125,7 @@ static void hear(struct listener *listener, const uint8_t *data, size_t bytes)
 /* ---- between the two ---- */
 
 /* The socket takes `most` bytes of what is to be sent. */
-static void take_answer(struct tcp_conn *conn, struct tcp_out *out, struct listener *listener,
+static void take_answer(struct tcp_conn *conn, struct net_out *out, struct listener *listener,
                         uint64_t most)
 {
     enum rf_code code = RF_OK;
@@ -135,7 +135,7 @@ static void take_answer(struct tcp_conn *conn, struct tcp_out *out, struct liste
         must(code == RF_OK); /* memory can always be read */
         return;
     }
-    must(out->bulk_bytes == 0 && out->iov_count > 0 && out->iov_count <= TCP_OUT_IOV);
+    must(out->bulk_bytes == 0 && out->iov_count > 0 && out->iov_count <= NET_OUT_IOV);
     for (int i = 0; i < out->iov_count && sent < most; i++) {
         uint64_t n = out->iov[i].iov_len < most - sent ? out->iov[i].iov_len : most - sent;
         hear(listener, out->iov[i].iov_base, n);
@@ -161,7 +161,7 @@ static size_t put_in(struct tcp_conn *conn, const uint8_t *data, size_t bytes)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
-    static struct tcp_out out;
+    static struct net_out out;
     static int self;
     struct tcp_policy policy = {
         .exporter = {.ctx = &self,

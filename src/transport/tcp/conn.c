@@ -10,8 +10,6 @@
 
 enum {
     CONN_BULK_MIN_BYTES = 16 << 10, /* below it, a copy costs less than the calls */
-    CONN_IOV_MIN_BYTES = 512,       /* below it, a copy costs less than an entry of iov */
-    CONN_OUT_PIECES = 4096,         /* looked at for one call: a reader may ask for single bytes */
     CONN_IN_BYTES = CHUNK_HDR_BYTES + CHUNK_MAX_READ_BODY,
     CONN_RANGES = 2 * CHUNK_MAX_RANGES, /* of all requests in flight */
     CONN_HASH_BYTES = 64 << 10,         /* at once, of what is in a file */
@@ -36,8 +34,8 @@ struct tcp_conn {
     struct tcp_policy *policy;
     void *lease; /* NULL before a good hello */
     enum conn_state state;
-    bool no_bulk[2]; /* by enum tcp_bulk */
-    bool drain;      /* GOODBYE is to be said */
+    struct net_out_limits limits;
+    bool drain; /* GOODBYE is to be said */
 
     /* Requests in their order, a ring. */
     struct request queue[CHUNK_MAX_IN_FLIGHT];
@@ -74,6 +72,7 @@ struct tcp_conn *tcp_conn_create(struct tcp_policy *policy)
         return NULL;
     memset(conn, 0, offsetof(struct tcp_conn, in)); /* the rest only when it is used */
     conn->policy = policy;
+    conn->limits.bulk_min_bytes = CONN_BULK_MIN_BYTES;
     return conn;
 }
 
@@ -415,113 +414,29 @@ static void next_frame(struct tcp_conn *conn)
                     });
 }
 
-/* Puts a large piece down to be sent without a copy; false if it has to be copied.
- *
- * Lent pages stay in the sockets' queues until the reader has read them, also after the seed has
- * stopped, so they must be ours: then nobody writes to them before they are freed, and freeing
- * waits for the queues. Memory borrowed from the caller may be used for something else by then. */
-static bool out_add_bulk(const struct tcp_conn *conn, struct tcp_out *out,
-                         const struct segment *piece)
-{
-    enum region_kind kind = region_kind(piece->region);
-    bool file = kind == REGION_FILE;
-    enum tcp_bulk bulk = file ? TCP_BULK_FILE : TCP_BULK_PAGES;
-
-    if (conn->no_bulk[bulk] || piece->bytes < CONN_BULK_MIN_BYTES)
-        return false;
-    if (kind == REGION_HOST && region_data_writable(piece->region) == NULL)
-        return false;
-    out->bulk = bulk;
-    out->bulk_bytes = piece->bytes;
-    out->fd = file ? region_fd(piece->region) : -1;
-    out->fd_offset = piece->region_offset;
-    out->pages = file ? NULL : region_data(piece->region) + piece->region_offset;
-    return true;
-}
-
-static void out_add(struct tcp_out *out, const void *data, uint64_t bytes)
-{
-    struct iovec *last = out->iov_count > 0 ? &out->iov[out->iov_count - 1] : NULL;
-
-    out->iov_bytes += bytes;
-    if (last != NULL && (const uint8_t *)last->iov_base + last->iov_len == data) {
-        last->iov_len += bytes;
-        return;
-    }
-    /* iovec is one type for both directions; sending does not write. */
-    struct iovec *next = &out->iov[out->iov_count++];
-    memcpy(&next->iov_base, &data, sizeof data);
-    next->iov_len = bytes;
-}
-
-/* Adds a piece that is copied; *ret_bytes is how much of it, 0 when the staging is full. */
-static enum rf_code out_add_piece(struct tcp_out *out, const struct segment *piece,
-                                  uint64_t *ret_bytes, struct rf_error *err)
-{
-    const uint8_t *data = region_data(piece->region);
-    uint64_t room = TCP_STAGING_BYTES - out->staged;
-    uint64_t bytes = piece->bytes;
-
-    if (data == NULL || bytes < CONN_IOV_MIN_BYTES) {
-        bytes = bytes < room ? bytes : room;
-        *ret_bytes = bytes;
-        if (bytes == 0)
-            return RF_OK;
-        enum rf_code code = region_read(piece->region, piece->region_offset,
-                                        out->staging + out->staged, bytes, err);
-        if (code == RF_OK) {
-            out_add(out, out->staging + out->staged, bytes);
-            out->staged += bytes;
-        }
-        return code;
-    }
-    out_add(out, data + piece->region_offset, bytes);
-    *ret_bytes = bytes;
-    return RF_OK;
-}
-
 /* Adds as much of the frame's body as one call can send. */
-static enum rf_code out_add_body(const struct tcp_conn *conn, struct tcp_out *out,
+static enum rf_code out_add_body(const struct tcp_conn *conn, struct net_out *out,
                                  struct rf_error *err)
 {
-    struct layout_cursor walk = conn->cursor; /* the original moves when bytes are gone */
-    uint64_t left = conn->frame_left;
-    struct segment piece;
+    uint64_t left = 0;
 
-    for (int pieces = 0; pieces < CONN_OUT_PIECES && out->iov_count < TCP_OUT_IOV; pieces++) {
-        uint64_t bytes = 0;
-        if (left == 0 || !layout_cursor_peek(&walk, left, &piece))
-            break;
-        if (out_add_bulk(conn, out, &piece)) {
-            left -= piece.bytes;
-            break;
-        }
-        enum rf_code code = out_add_piece(out, &piece, &bytes, err);
-        if (code != RF_OK)
-            return code;
-        if (bytes == 0)
-            break;
-        layout_cursor_skip(&walk, bytes);
-        left -= bytes;
-    }
+    enum rf_code code =
+        net_out_add_stream(out, &conn->cursor, conn->frame_left, &conn->limits, &left, err);
     out->more =
         left > 0 || conn->queue_count > 1 || conn->frame_left < conn->read_left || conn->digest.on;
-    return RF_OK;
+    return code;
 }
 
-bool tcp_conn_out(struct tcp_conn *conn, struct tcp_out *ret_out, enum rf_code *ret_code,
+bool tcp_conn_out(struct tcp_conn *conn, struct net_out *ret_out, enum rf_code *ret_code,
                   struct rf_error *err)
 {
     *ret_code = RF_OK;
     if (conn->words_sent == conn->words_bytes && conn->frame_left == 0)
         next_frame(conn);
-    ret_out->iov_count = 0;
-    ret_out->iov_bytes = 0;
-    ret_out->bulk_bytes = 0;
-    ret_out->staged = 0;
+    net_out_reset(ret_out);
     ret_out->more = conn->queue_count > (conn->digest_said ? 1 : 0);
     if (conn->words_sent < conn->words_bytes)
-        out_add(ret_out, conn->words + conn->words_sent, conn->words_bytes - conn->words_sent);
+        net_out_add(ret_out, conn->words + conn->words_sent, conn->words_bytes - conn->words_sent);
     if (conn->frame_left > 0)
         *ret_code = out_add_body(conn, ret_out, err);
     return *ret_code == RF_OK && (ret_out->iov_count > 0 || ret_out->bulk_bytes > 0);
@@ -592,9 +507,9 @@ uint64_t tcp_conn_sent(struct tcp_conn *conn, uint64_t bytes)
     return body;
 }
 
-void tcp_conn_no_bulk(struct tcp_conn *conn, enum tcp_bulk bulk)
+void tcp_conn_no_bulk(struct tcp_conn *conn, enum net_bulk bulk)
 {
-    conn->no_bulk[bulk] = true;
+    conn->limits.no_bulk[bulk] = true;
 }
 
 void tcp_conn_drain(struct tcp_conn *conn)

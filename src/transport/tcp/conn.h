@@ -4,40 +4,14 @@
 #ifndef TRANSPORT_TCP_CONN_H
 #define TRANSPORT_TCP_CONN_H
 
+#include "transport/net/out.h"
 #include "transport/transport.h"
-
-enum {
-    TCP_OUT_IOV = 256,            /* pieces sent by one call */
-    TCP_STAGING_BYTES = 64 << 10, /* for small pieces, see struct tcp_out */
-};
 
 /* What the connections of one seed share. */
 struct tcp_policy {
     struct exporter exporter;
     uint32_t max_readers;
     atomic_uint readers; /* let in; relaxed: a count that guards no data */
-};
-
-/* How a large piece is sent without copying it. */
-enum tcp_bulk {
-    TCP_BULK_FILE,  /* from the page cache: sendfile() from out.fd at out.fd_offset */
-    TCP_BULK_PAGES, /* from memory of ours at out.pages: its pages are lent to the socket */
-};
-
-/* What to send next: first iov, then bulk_bytes without copying. Either may be empty, not both. */
-struct tcp_out {
-    struct iovec iov[TCP_OUT_IOV];
-    int iov_count;
-    uint64_t iov_bytes;
-    enum tcp_bulk bulk;
-    uint64_t bulk_bytes;
-    int fd;
-    uint64_t fd_offset;
-    const uint8_t *pages;
-    bool more; /* something follows at once */
-    /* Pieces too small to be sent from where they are; iov points here. */
-    uint64_t staged;
-    uint8_t staging[TCP_STAGING_BYTES];
 };
 
 struct tcp_conn;
@@ -56,12 +30,12 @@ void tcp_conn_arrived(struct tcp_conn *conn, size_t bytes);
 
 /* Fills *ret_out with what is to be sent now, at most one frame; false if there is nothing. Not
  * RF_OK in *ret_code: a frame that has begun cannot be ended, close the connection. */
-bool tcp_conn_out(struct tcp_conn *conn, struct tcp_out *ret_out, enum rf_code *ret_code,
+bool tcp_conn_out(struct tcp_conn *conn, struct net_out *ret_out, enum rf_code *ret_code,
                   struct rf_error *err);
 /* So many bytes of it, in its order, are gone. Returns how many of them were the model's. */
 uint64_t tcp_conn_sent(struct tcp_conn *conn, uint64_t bytes);
 /* The system cannot send that way: such pieces are copied from now on. */
-void tcp_conn_no_bulk(struct tcp_conn *conn, enum tcp_bulk bulk);
+void tcp_conn_no_bulk(struct tcp_conn *conn, enum net_bulk bulk);
 
 /* Takes no more requests: says GOODBYE and ends those it has. */
 void tcp_conn_drain(struct tcp_conn *conn);
