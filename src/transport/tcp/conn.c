@@ -12,7 +12,6 @@ enum {
     CONN_BULK_MIN_BYTES = 16 << 10, /* below it, a copy costs less than the calls */
     CONN_IN_BYTES = CHUNK_HDR_BYTES + CHUNK_MAX_READ_BODY,
     CONN_RANGES = 2 * CHUNK_MAX_RANGES, /* of all requests in flight */
-    CONN_HASH_BYTES = 64 << 10,         /* at once, of what is in a file */
     CONN_WORDS_BYTES = CHUNK_HDR_BYTES + CHUNK_MAX_ERROR_BODY,
 };
 
@@ -52,7 +51,6 @@ struct tcp_conn {
     uint64_t read_left; /* of it, this frame's included */
     bool digest_said;   /* its DIGEST is on its way; it ends with that */
     struct read_digest digest;
-    uint8_t *hash_room;         /* CONN_HASH_BYTES, once files were hashed */
     enum rf_code digest_failed; /* why no digest can be made of it */
     struct rf_error why_no_digest;
     struct layout_cursor cursor;
@@ -85,7 +83,6 @@ void tcp_conn_destroy(struct tcp_conn *conn)
         conn->policy->exporter.lease_release(conn->policy->exporter.ctx, conn->lease);
     }
     read_digest_free(&conn->digest);
-    free(conn->hash_room);
     free(conn);
 }
 
@@ -442,39 +439,11 @@ bool tcp_conn_out(struct tcp_conn *conn, struct net_out *ret_out, enum rf_code *
     return *ret_code == RF_OK && (ret_out->iov_count > 0 || ret_out->bulk_bytes > 0);
 }
 
-/* What lies in a file is read once more: it is in the page cache, which it was sent from. */
-static enum rf_code hash_file(struct tcp_conn *conn, const struct segment *piece,
-                              struct rf_error *err)
-{
-    if (conn->hash_room == NULL)
-        conn->hash_room = malloc(CONN_HASH_BYTES);
-    if (conn->hash_room == NULL)
-        return rf_fail(err, RF_E_NOMEM, "no memory to make a digest");
-    for (uint64_t at = 0; at < piece->bytes;) {
-        uint64_t left = piece->bytes - at;
-        uint64_t bytes = left < CONN_HASH_BYTES ? left : CONN_HASH_BYTES;
-        enum rf_code code =
-            region_read(piece->region, piece->region_offset + at, conn->hash_room, bytes, err);
-
-        if (code != RF_OK)
-            return code;
-        read_digest_update(&conn->digest, conn->hash_room, bytes);
-        at += bytes;
-    }
-    return RF_OK;
-}
-
 /* After it was sent, as it is in the core's cache then. */
 static void hash_sent(struct tcp_conn *conn, const struct segment *piece)
 {
-    const uint8_t *data = region_data(piece->region);
-
-    if (!conn->digest.on || conn->digest_failed != RF_OK)
-        return;
-    if (data != NULL)
-        read_digest_update(&conn->digest, data + piece->region_offset, piece->bytes);
-    else
-        conn->digest_failed = hash_file(conn, piece, &conn->why_no_digest);
+    if (conn->digest.on && conn->digest_failed == RF_OK)
+        conn->digest_failed = read_digest_update_piece(&conn->digest, piece, &conn->why_no_digest);
 }
 
 uint64_t tcp_conn_sent(struct tcp_conn *conn, uint64_t bytes)
