@@ -34,7 +34,8 @@ enum {
     TE_FRAME_HEAD_BYTES = 8,          /* the length */
     TE_DEFAULT_FRAME_BYTES = 1 << 20, /* that Mooncake takes, type and JSON */
     TE_MAX_FRAME_BYTES = 128 << 20,   /* that it can be made to take */
-    TE_MAX_QUESTION_BYTES = 1 << 20,  /* that our seed takes: it looks at the type alone */
+    /* that our seed takes: it looks at the type alone, and engines with many buffers name them all */
+    TE_MAX_QUESTION_BYTES = TE_MAX_FRAME_BYTES,
     TE_MAX_BUFFERS = 4 * 1000 * 1000, /* of a descriptor */
     TE_MAX_NAME_BYTES = 256,          /* of an engine, a host */
     TE_HDR_BYTES = 24,                /* of a data request */
