@@ -37,7 +37,8 @@ static bool split(const char *text, struct reach_name *ret_name)
     name.host[bytes] = '\0';
     name.port = (uint16_t)port;
     *ret_name = name;
-    return port > 0 && port <= UINT16_MAX && (strchr(name.host, ':') != NULL) == bracketed;
+    return port > 0 && port <= UINT16_MAX && strpbrk(name.host, "[]") == NULL &&
+           (strchr(name.host, ':') != NULL) == bracketed;
 }
 
 /* ---- who may have the data ---- */

@@ -277,8 +277,12 @@ static bool place_body(struct te_intake *intake, const struct te_request *reques
         return true;
     }
     if (request->read->code != RF_OK) {
-        uint64_t piece = bytes < TE_SCRATCH_BYTES ? bytes : TE_SCRATCH_BYTES;
-        place(intake, PLACE_NOWHERE, intake->scratch, piece);
+        /* Nowhere is somewhere all the same: after a refusal it is looked at again. */
+        uint64_t room = TE_SCRATCH_BYTES - intake->scratch_used;
+        uint64_t piece = bytes < room ? bytes : room;
+        if (piece > 0)
+            place(intake, PLACE_NOWHERE, intake->scratch + intake->scratch_used, piece);
+        intake->scratch_used += piece;
         return piece == bytes;
     }
     if (!ask_sink(intake, request->read, offer))
@@ -297,6 +301,7 @@ int te_intake_where(struct te_intake *intake, struct iovec **ret_iov)
     offer.count = 0;
     offer.at = 0;
     intake->iov_count = 0;
+    intake->scratch_used = 0;
     for (uint32_t i = 0; i < intake->expected && intake->iov_count < TE_IN_IOV; i++) {
         const struct te_request *request = request_at(intake, i);
         uint32_t status_bytes = i == 0 ? intake->status_bytes : 0;
@@ -497,9 +502,15 @@ bool te_intake_begun(const struct te_intake *intake)
 
 void te_intake_lost(struct te_intake *intake)
 {
+    struct te_request *first = &intake->requests[intake->head];
     uint32_t kept = 0;
 
-    assert(!te_intake_begun(intake));
+    assert(!intake->ours);
+    if (intake->count > 0) {
+        first->address += intake->got;
+        first->offset += intake->got;
+        first->bytes -= intake->got;
+    }
     for (uint32_t i = 0; i < intake->count; i++) {
         const struct te_request *request = request_at(intake, i);
 
@@ -510,5 +521,7 @@ void te_intake_lost(struct te_intake *intake)
     }
     intake->count = kept;
     intake->expected = 0;
+    intake->status_bytes = 0;
+    intake->got = 0;
     intake->line_over = false;
 }

@@ -67,6 +67,7 @@ struct te_intake {
     struct buf spill; /* what came to wrong places */
     size_t spill_at;
     uint8_t *scratch; /* the owner's, TE_SCRATCH_BYTES */
+    uint64_t scratch_used;
 };
 
 void te_intake_init(struct te_intake *intake, const struct te_places *places, uint8_t *scratch);
@@ -93,8 +94,8 @@ uint64_t te_intake_need(const struct te_intake *intake);
 enum rf_code te_intake_arrived(struct te_intake *intake, uint64_t bytes, struct rf_error *err);
 /* Whether a part of an answer has come. */
 bool te_intake_begun(const struct te_intake *intake);
-/* The connection is gone between two answers: nothing is expected, requests of reads that failed
- * are dropped, the others can be asked again. */
+/* The connection is gone: nothing is expected, requests of reads that failed are dropped, the others
+ * can be asked again, the first for what of it has not come. Not with a seed of ours. */
 void te_intake_lost(struct te_intake *intake);
 
 #endif

@@ -131,7 +131,8 @@ static enum rf_code check_idle(const struct transport_session *session, const st
     return RF_OK;
 }
 
-/* One line for all requests, or for the next alone while it is not known whether it will last. */
+/* One line for all requests. The first goes alone: until it is answered nobody knows whether more
+ * will be, and an engine that refuses the next one may throw away what it has not yet sent. */
 static enum rf_code place_on_one(struct transport_session *session, uint32_t count,
                                  struct rf_error *err)
 {
@@ -150,9 +151,10 @@ static enum rf_code place_on_one(struct transport_session *session, uint32_t cou
     }
     if (session->line_count == 0)
         code = add_line(session, err);
-    if (code != RF_OK || (session->habit != TE_HABIT_KEEPS && line->asked > 0))
+    bool many = session->intake.ours || (session->habit == TE_HABIT_KEEPS && line->answered > 0);
+    if (code != RF_OK || (!many && line->asked > 0))
         return code;
-    return place_on(session, line, session->habit == TE_HABIT_KEEPS ? count : 1, err);
+    return place_on(session, line, many ? count : 1, err);
 }
 
 static enum rf_code place_on_many(struct transport_session *session, uint32_t count,
@@ -352,15 +354,15 @@ static enum rf_code say_dead(const struct transport_session *session, struct rf_
     return session->dead;
 }
 
-/* The first line is at its end, or broken. Where that is an engine's way between two answers, what
- * it has not answered is asked again, over new lines. */
+/* The first line is at its end, or broken. Where that is an engine's way once it has answered, what
+ * has not come is asked for again, over new lines. */
 static enum rf_code line_ended(struct transport_session *session, int sys_errno)
 {
     struct te_intake *intake = &session->intake;
-    bool between = !te_intake_begun(intake) && session->lines[0].answered > 0;
+    bool begun = te_intake_begun(intake);
 
-    if (!intake->ours && between) {
-        if (session->habit == TE_HABIT_UNKNOWN)
+    if (!intake->ours && session->lines[0].answered > 0) {
+        if (session->habit == TE_HABIT_UNKNOWN && !begun)
             session->habit = TE_HABIT_CLOSES;
         drop_lines(session);
         te_intake_lost(intake);
@@ -372,8 +374,7 @@ static enum rf_code line_ended(struct transport_session *session, int sys_errno)
     return die(session, rf_fail(&session->why_dead, RF_E_UNREACHABLE,
                                 "%s %s closed the connection%s, %" PRIu32 " reads were open",
                                 session->peer.kind, session->peer.text,
-                                te_intake_begun(intake) ? " in the middle of an answer" : "",
-                                intake->in_flight));
+                                begun ? " in the middle of an answer" : "", intake->in_flight));
 }
 
 /* Takes answers off the first line's account. */
@@ -462,10 +463,7 @@ static enum rf_code pump(struct transport_session *session, uint64_t deadline_ns
 {
     enum rf_code code = RF_OK;
 
-    while (code == RF_OK) {
-        *ret_done = te_intake_ended(&session->intake);
-        if (*ret_done != NULL)
-            return RF_OK;
+    while ((*ret_done = te_intake_ended(&session->intake)) == NULL) {
         if (net_is_cancelled(&session->peer))
             return die(session, net_fail_wait(&session->peer, RF_E_CANCELLED, "reading",
                                               &session->why_dead));
@@ -473,15 +471,18 @@ static enum rf_code pump(struct transport_session *session, uint64_t deadline_ns
         if (code != RF_OK)
             return die(session, code);
         if (session->intake.expected == 0)
-            continue; /* of a read that failed nothing was left to ask */
+            continue; /* the first read failed, and nothing of it is left to come */
         code = receive(session);
         if (code == RF_AGAIN)
             code = wait_more(session, deadline_ns);
-        else if (code == RF_OK && clock_now_ns() >= deadline_ns &&
-                 (*ret_done = te_intake_ended(&session->intake)) == NULL)
-            code = RF_E_TIMEOUT;
+        else if (code == RF_OK && clock_now_ns() >= deadline_ns)
+            code = RF_E_TIMEOUT; /* unless what has just come was the end of a read */
+        if (code != RF_OK) {
+            *ret_done = te_intake_ended(&session->intake);
+            return *ret_done != NULL ? RF_OK : code;
+        }
     }
-    return code;
+    return RF_OK;
 }
 
 /* ---- the table's functions ---- */
