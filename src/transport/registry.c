@@ -9,6 +9,7 @@
 
 extern const struct transport transport_map;
 extern const struct transport transport_tcp;
+extern const struct transport transport_te;
 extern const struct transport transport_null;
 extern const struct transport transport_fault;
 
@@ -17,6 +18,7 @@ extern const struct transport transport_fault;
 static const struct transport *const transports[] = {
     &transport_map,
     &transport_tcp,
+    &transport_te,
     &transport_null,
 };
 
