@@ -28,7 +28,7 @@
 
 enum {
     WAIT_MS = 10 * 1000,
-    SHORT_MS = 100,
+    SHORT_MS = 30,
     CONTENT_BYTES = 1 << 20,
     PIECES = 64,
     PIECE_BYTES = CONTENT_BYTES / PIECES,
@@ -419,7 +419,7 @@ static void an_engine_that_dies_or_stalls_in_its_answer(void **state)
         fake_begin(&fake, 2);
         fake.answer.bytes = parts[i];
         fake.answer_then = THEN_STALL;
-        expect_directory_fails(&fake, SHORT_MS, RF_E_TIMEOUT, "longer than 100 ms");
+        expect_directory_fails(&fake, SHORT_MS, RF_E_TIMEOUT, "longer than 30 ms");
         fake_begin(&fake, 2);
         fake.answer.bytes = parts[i];
         fake.answer_then = THEN_RESET;
@@ -904,7 +904,7 @@ static void half_answers_end_in_time(void **state)
         static const size_t parts[] = {0, 3, 8, 50};
         for (unsigned i = 0; i < 4; i++) {
             fake_saying(&fake, version, half, parts[i], THEN_STALL);
-            expect_death(&fake, SHORT_MS, RF_E_TIMEOUT, "silent for 100 ms");
+            expect_death(&fake, SHORT_MS, RF_E_TIMEOUT, "silent for 30 ms");
             fake_saying(&fake, version, half, parts[i], THEN_CLOSE);
             expect_death(&fake, WAIT_MS, RF_E_UNREACHABLE, "closed the connection");
             fake_saying(&fake, version, half, parts[i], THEN_RESET);
@@ -922,7 +922,7 @@ static void an_engine_that_stalls_in_the_middle_times_out(void **state)
 
         fake_begin(&fake, version);
         fake.silent_after_bytes = 1000;
-        expect_death(&fake, SHORT_MS, RF_E_TIMEOUT, "silent for 100 ms");
+        expect_death(&fake, SHORT_MS, RF_E_TIMEOUT, "silent for 30 ms");
     }
 }
 

@@ -317,7 +317,7 @@ int te_intake_where(struct te_intake *intake, struct iovec **ret_iov)
     }
     /* A sink that failed while there were places already: they were none of its own. */
     *ret_iov = intake->iov;
-    return intake->iov_count;
+    return (int)intake->iov_count;
 }
 
 uint64_t te_intake_need(const struct te_intake *intake)
@@ -421,7 +421,7 @@ static void take_body(struct te_intake *intake, enum place_kind kind, uint64_t b
 }
 
 /* The first `bytes` of a place have come. RF_AGAIN: the places behind it are wrong. */
-static enum rf_code take_place(struct te_intake *intake, int index, uint64_t bytes,
+static enum rf_code take_place(struct te_intake *intake, uint64_t index, uint64_t bytes,
                                struct rf_error *err)
 {
     enum place_kind kind = (enum place_kind)intake->kinds[index];
@@ -438,10 +438,10 @@ static enum rf_code take_place(struct te_intake *intake, int index, uint64_t byt
 }
 
 /* Keeps what came to places from this one on. */
-static enum rf_code spill_from(struct te_intake *intake, int index, uint64_t bytes,
+static enum rf_code spill_from(struct te_intake *intake, uint64_t index, uint64_t bytes,
                                struct rf_error *err)
 {
-    for (int i = index; bytes > 0; i++) {
+    for (uint64_t i = index; bytes > 0; i++) {
         uint64_t piece = bytes < intake->iov[i].iov_len ? bytes : intake->iov[i].iov_len;
 
         buf_append(&intake->spill, intake->iov[i].iov_base, piece);
@@ -480,7 +480,7 @@ enum rf_code te_intake_arrived(struct te_intake *intake, uint64_t bytes, struct 
 {
     enum rf_code code = RF_OK;
 
-    for (int i = 0; bytes > 0 && code == RF_OK; i++) {
+    for (uint64_t i = 0; bytes > 0 && code == RF_OK; i++) {
         assert(i < intake->iov_count);
         uint64_t piece = bytes < intake->iov[i].iov_len ? bytes : intake->iov[i].iov_len;
 

@@ -30,42 +30,43 @@ struct te_request {
  * has ended when all of it has been asked and answered; a read that failed is asked no further. */
 struct te_intake {
     const struct te_places *places; /* borrowed */
-    bool statuses;                  /* version 2 */
-    bool ours;                      /* tokens, digests, refusals with a code */
     struct read *first;
     struct read **last;
     uint32_t in_flight;
+    bool statuses;  /* version 2 */
+    bool ours;      /* tokens, digests, refusals with a code */
+    bool line_over; /* the engine refused a request and will say nothing more here */
 
     /* Which request comes next: */
-    struct read *asking; /* of this read; NULL: all is asked */
-    const struct te_rank_places *asking_rank;
+    bool asked_digest;
     uint32_t asking_range;
     uint64_t asking_repeat;
     uint64_t asking_done;
     uint64_t asking_segment;
-    bool asked_digest;
+    const struct te_rank_places *asking_rank;
+    struct read *asking; /* of this read; NULL: all is asked */
 
     struct te_request requests[TE_WINDOW]; /* a ring: asked, not answered */
     uint32_t head;
     uint32_t count;
     uint32_t expected; /* the first so many are asked over the connection that is listened to */
-    bool line_over;    /* the engine refused one and will say nothing more here */
 
     /* Of the first one's answer: */
-    uint8_t status[TE_STATUS_BYTES];
     uint32_t status_bytes;
-    uint64_t got;
+    uint8_t status[TE_STATUS_BYTES];
     uint8_t digest[HASH_MAX_BYTES];
+    uint64_t got;
 
     /* What where() said last. */
     struct iovec iov[TE_IN_IOV];
     uint8_t kinds[TE_IN_IOV];
-    int iov_count;
     uint8_t more_statuses[TE_IN_IOV][TE_STATUS_BYTES];
+    uint64_t iov_count;
+
     struct read *taken_read; /* whose sink has not been told of taken_bytes */
     uint64_t taken_bytes;
     struct buf spill; /* what came to wrong places */
-    size_t spill_at;
+    uint64_t spill_at;
     uint8_t *scratch; /* the owner's, TE_SCRATCH_BYTES */
     uint64_t scratch_used;
 };

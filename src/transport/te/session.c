@@ -116,18 +116,23 @@ static enum rf_code place_on(struct transport_session *session, struct te_line *
     return RF_OK;
 }
 
-/* An idle connection says nothing, unless its end: only then may a request go over it. *ret_usable
- * is false at its end. */
-static enum rf_code check_idle(const struct transport_session *session, const struct te_line *line,
-                               bool *ret_usable, struct rf_error *err)
+/* An idle connection of an engine says nothing, unless its end: then it is given up. */
+static enum rf_code check_idle(struct transport_session *session, struct rf_error *err)
 {
+    const struct te_line *line = &session->lines[0];
     uint8_t byte;
-    ssize_t got = recv(line->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
 
+    if (session->line_count == 0 || line->asked > 0 || session->intake.ours)
+        return RF_OK;
+    ssize_t got = recv(line->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
     if (got > 0)
         return rf_fail(err, RF_E_PROTO, "%s %s sends bytes that nobody asked for",
                        session->peer.kind, session->peer.text);
-    *ret_usable = got < 0 && (errno == EAGAIN || errno == EINTR);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return RF_OK;
+    if (session->habit == TE_HABIT_UNKNOWN && line->answered > 0)
+        session->habit = TE_HABIT_CLOSES;
+    drop_first_line(session);
     return RF_OK;
 }
 
@@ -137,24 +142,15 @@ static enum rf_code place_on_one(struct transport_session *session, uint32_t cou
                                  struct rf_error *err)
 {
     struct te_line *line = &session->lines[0];
-    enum rf_code code = RF_OK;
+    enum rf_code code = check_idle(session, err);
 
-    if (session->line_count > 0 && line->asked == 0 && !session->intake.ours) {
-        bool usable = false;
-        code = check_idle(session, line, &usable, err);
-        if (code != RF_OK)
-            return code;
-        if (!usable && session->habit == TE_HABIT_UNKNOWN && line->answered > 0)
-            session->habit = TE_HABIT_CLOSES;
-        if (!usable)
-            drop_first_line(session);
-    }
-    if (session->line_count == 0)
+    if (code == RF_OK && session->line_count == 0)
         code = add_line(session, err);
-    bool many = session->intake.ours || (session->habit == TE_HABIT_KEEPS && line->answered > 0);
-    if (code != RF_OK || (!many && line->asked > 0))
+    if (code != RF_OK)
         return code;
-    return place_on(session, line, many ? count : 1, err);
+    if (session->intake.ours || (session->habit == TE_HABIT_KEEPS && line->answered > 0))
+        return place_on(session, line, count, err);
+    return line->asked == 0 ? place_on(session, line, 1, err) : RF_OK;
 }
 
 static enum rf_code place_on_many(struct transport_session *session, uint32_t count,
