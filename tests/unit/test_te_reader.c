@@ -232,6 +232,7 @@ static void *data_run(void *arg)
         if (fd < 0)
             return NULL;
         fake->connections++;
+        net_tune(fd, WAIT_MS); /* small answers do not wait for each other */
         while (serve(fake, fd))
             ;
         if (fake->words_then == THEN_RESET)
