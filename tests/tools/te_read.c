@@ -3,8 +3,9 @@
  *   te_read SESSION [--out FILE] [--sessions N] [--times N] [--data-host ADDR|any] [--timeout-ms N]
  *
  * The map comes on standard input: {"NAME": [ADDRESS, ELEMENTS, ELEMENT_BYTES], ...}, whose order is
- * that of the bytes. Says a line of JSON on standard output: the digest of all bytes, and how long
- * each time took, without the question; --out writes the bytes. Exits with 1 and the reason. */
+ * that of the bytes. Says a line of JSON on standard output: the digest of all bytes, how long each
+ * time took and what processor time all of them took, both without the question; --out writes the
+ * bytes. Exits with 1 and the reason. */
 #include "base/buf.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -190,18 +191,19 @@ static void read_all(struct job *job)
     uint8_t digest[HASH_MAX_BYTES];
     char text[HASH_TEXT_BYTES];
     struct rf_error err = {0};
-    double cpu = cpu_seconds();
+    double cpu = 0;
 
     for (unsigned i = 0; i < job->options->times; i++) {
         memset(job->to, 0xee, job->bytes); /* touched, and not what it should become */
         atomic_store_explicit(&job->next, 0, memory_order_relaxed);
+        double cpu_before = cpu_seconds();
         uint64_t begin_ns = clock_now_ns();
         if (thread_parallel(job->options->sessions, job->options->sessions, read_some, job, &err) !=
             RF_OK)
             stop(&err);
         seconds[i] = clock_seconds(begin_ns, clock_now_ns());
+        cpu += cpu_seconds() - cpu_before;
     }
-    cpu = cpu_seconds() - cpu;
     hash_once(HASH_XXH3_128, job->to, job->bytes, digest);
     printf("{\"bytes\":%" PRIu64 ",\"digest\":\"%s\",\"cpu_seconds\":%.3f,\"seconds\":[",
            job->bytes, hash_text(HASH_XXH3_128, digest, text), cpu);
