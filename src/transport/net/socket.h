@@ -30,8 +30,8 @@ const char *net_address_text(const struct net_address *address, char out[NET_ADD
 bool net_address_is_any(const struct net_address *address);
 
 /* Listens on a host ("": all of IPv4; names are looked up) and a port (0: any). *ret_address is
- * where, with the port that it became. backlog: connections that may wait to be accepted. RF_E_INVAL: no such host; RF_E_DENIED, RF_E_SYS: the system
- * says why. */
+ * where, with the port that it became; backlog is how many connections may wait to be accepted.
+ * RF_E_INVAL: no such host; RF_E_DENIED, RF_E_SYS: the system says why. */
 enum rf_code net_listen(const char *host, uint16_t port, int backlog, int *ret_fd,
                         struct net_address *ret_address, struct rf_error *err);
 
