@@ -365,6 +365,7 @@ static void advance(struct te_data *data)
             take_header(data);
             continue;
         }
+        assert(extra != NULL && extra->body != NULL);
         uint32_t wanted = extra->body_bytes - extra->body_got;
         uint32_t bytes = here < wanted ? here : wanted;
         memcpy(extra->body + extra->body_got, data->in + at, bytes);

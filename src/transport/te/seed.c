@@ -1,6 +1,6 @@
 /* The seed's half: two listeners, for handshakes and for data. What is said on their connections is
  * shake.h's and data.h's, everything about sockets net/server.h's. */
-#include "base/clock.h"
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "base/thread.h"
 #include "transport/net/server.h"
@@ -10,6 +10,7 @@
 #include "transport/te/te.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <net/if.h>
 #include <netdb.h>
@@ -254,15 +255,14 @@ static uint64_t least(uint64_t a, uint64_t b)
 /* The system may cut our backlog short without a word. */
 static void look_at_backlog(void)
 {
-    FILE *file = fopen("/proc/sys/net/core/somaxconn", "re");
-    int most = TE_BACKLOG;
+    rf_autoclose int fd = open("/proc/sys/net/core/somaxconn", O_RDONLY | O_CLOEXEC);
+    char text[16] = "";
 
-    if (file == NULL)
-        return;
-    if (fscanf(file, "%d", &most) == 1 && most < TE_BACKLOG)
+    ssize_t got = fd >= 0 ? read(fd, text, sizeof text - 1) : 0;
+    long most = got > 0 ? strtol(text, NULL, 10) : TE_BACKLOG;
+    if (most < TE_BACKLOG)
         log_warn("short accept queue: readers that connect for each tensor will be slow",
-                 "net.core.somaxconn=%d wanted=%d", most, TE_BACKLOG);
-    (void)fclose(file);
+                 "net.core.somaxconn=%ld wanted=%d", most, TE_BACKLOG);
 }
 
 /* Both listeners, on neighbouring ports if one was chosen. */
