@@ -34,7 +34,8 @@ struct client {
     CURL *easy;
     CURLM *multi;
     char curl_error[CURL_ERROR_SIZE];
-    char peer[SEED_URL_HOST_BYTES]; /* the address that the last answer came from */
+    char peer[SEED_URL_HOST_BYTES];  /* the address that the last answer came from */
+    char local[SEED_URL_HOST_BYTES]; /* and where it came to */
 };
 
 /* One request and what came back. */
@@ -48,6 +49,7 @@ struct exchange {
     uint64_t timeout_ms;
     uint64_t max_bytes;
     bool ignore_cancel;
+    bool any_server; /* the peer need not be a seed */
     struct buf *out; /* of answers that are no errors; appended to */
     /* out */
     struct client *client;
@@ -360,6 +362,10 @@ static enum rf_code seed_refused(const struct client *client, const struct excha
                 RF_OK &&
             code_of_name(name) != RF_OK)
             code = code_of_name(name);
+        if (exchange->any_server) { /* as SGLang says it */
+            json_read_text(error, "message", JSON_OPTIONAL, RF_ERROR_TEXT_BYTES, &message, NULL);
+            json_read_text(object, "detail", JSON_OPTIONAL, RF_ERROR_TEXT_BYTES, &message, NULL);
+        }
     }
     rf_fail(err, code, "%s: %ld: %s", client->url.text, exchange->status, message);
     json_decref(object);
@@ -370,11 +376,14 @@ static enum rf_code judge(struct client *client, struct exchange *exchange, CURL
                           struct rf_error *err)
 {
     const char *peer = NULL;
+    const char *local = NULL;
 
     curl_easy_getinfo(client->easy, CURLINFO_RESPONSE_CODE, &exchange->status);
     if (curl_easy_getinfo(client->easy, CURLINFO_PRIMARY_IP, &peer) == CURLE_OK && peer != NULL)
         snprintf(client->peer, sizeof client->peer, "%s", peer);
-    if (exchange->status > 0 && !exchange->is_seed && !exchange->no_memory)
+    if (curl_easy_getinfo(client->easy, CURLINFO_LOCAL_IP, &local) == CURLE_OK && local != NULL)
+        snprintf(client->local, sizeof client->local, "%s", local);
+    if (exchange->status > 0 && !exchange->is_seed && !exchange->any_server && !exchange->no_memory)
         return not_a_seed(client, exchange, "", err);
     if (exchange->status > 0 && !status_is_good(exchange->status))
         return seed_refused(client, exchange, err);
@@ -674,4 +683,37 @@ enum rf_code client_get(struct client *client, const char *path, uint64_t max_by
     if (code != RF_OK)
         out->bytes = out_bytes; /* no half answers */
     return code;
+}
+
+static enum rf_code ask_any(struct client *client, struct exchange *exchange, struct rf_error *err)
+{
+    size_t out_bytes = exchange->out->bytes;
+
+    exchange->any_server = true;
+    enum rf_code code = exchange_run(client, exchange, err);
+    if (code != RF_OK)
+        exchange->out->bytes = out_bytes;
+    return code;
+}
+
+enum rf_code client_get_any(struct client *client, const char *path, uint64_t max_bytes,
+                            struct buf *out, struct rf_error *err)
+{
+    struct exchange exchange = {.path = path, .max_bytes = max_bytes, .out = out};
+
+    return ask_any(client, &exchange, err);
+}
+
+enum rf_code client_put_any(struct client *client, const char *path, const char *json,
+                            uint64_t max_bytes, struct buf *out, struct rf_error *err)
+{
+    struct exchange exchange = {
+        .method = "PUT", .path = path, .body = json, .max_bytes = max_bytes, .out = out};
+
+    return ask_any(client, &exchange, err);
+}
+
+const char *client_local_address(const struct client *client)
+{
+    return client->local;
 }

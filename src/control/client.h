@@ -87,4 +87,14 @@ enum rf_code client_file(struct client *client, const char *name, uint64_t from,
 enum rf_code client_get(struct client *client, const char *path, uint64_t max_bytes,
                         struct buf *out, struct rf_error *err);
 
+/* GET, and PUT of JSON, at an HTTP server that need not be one of ours; what it answers is appended
+ * to out, at most max_bytes. Its refusals are told in its own words if they are JSON with an "error"
+ * or a "detail". */
+enum rf_code client_get_any(struct client *client, const char *path, uint64_t max_bytes,
+                            struct buf *out, struct rf_error *err);
+enum rf_code client_put_any(struct client *client, const char *path, const char *json,
+                            uint64_t max_bytes, struct buf *out, struct rf_error *err);
+/* The address of ours that the last answer came to; "" before the first. */
+const char *client_local_address(const struct client *client);
+
 #endif
