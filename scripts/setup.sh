@@ -10,6 +10,7 @@ set -euo pipefail
 build_packages=(
     gcc libc6-dev binutils make cmake ninja-build pkg-config
     libmicrohttpd-dev libcurl4-openssl-dev libjansson-dev libxxhash-dev libssl-dev
+    libzmq3-dev
 )
 test_packages=(
     libcmocka-dev g++ clang libclang-rt-14-dev clang-tidy clang-format cppcheck pmccabe mandoc
@@ -35,7 +36,7 @@ print_missing() {
         command -v "$name" >/dev/null || absent+=("$name")
     done
     if command -v pkg-config >/dev/null; then
-        for name in libmicrohttpd libcurl jansson libxxhash libcrypto; do
+        for name in libmicrohttpd libcurl jansson libxxhash libcrypto libzmq; do
             pkg-config --exists "$name" || absent+=("$name")
         done
     fi
