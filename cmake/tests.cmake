@@ -33,7 +33,7 @@ set(test_environment
     RFORK_SANITIZE=${RFORK_SANITIZE}
     ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1:check_initialization_order=1
     UBSAN_OPTIONS=print_stacktrace=1
-    TSAN_OPTIONS=second_deadlock_stack=1)
+    TSAN_OPTIONS=second_deadlock_stack=1:suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp)
 
 # ---- C tests ----
 

@@ -54,7 +54,7 @@ struct conn_list {
 struct conns {
     struct conns_options options;
     pthread_t thread;
-    struct mutex lock; /* taken before those of libmicrohttpd and of digest tables */
+    struct mutex lock; /* taken before those of libmicrohttpd, digest tables and nodes */
     struct cond wake;  /* of the watching thread */
     struct cond quiet; /* of those who stop: a request has been answered, a connection closed */
     struct conn_list lists[CONN_KINDS] RF_GUARDED_BY(lock);

@@ -14,11 +14,13 @@
 
 enum {
     SERVER_MAX_STATUS = 600,
-    SERVER_MAX_BODY_BYTES = 64 << 10, /* of a request */
+    SERVER_MAX_BODY_BYTES = 64 << 10, /* of a request, unless its route takes more */
     /* Of a body that is too large so much is read, for the client to get its answer. */
     SERVER_MAX_SWALLOWED_BYTES = 1 << 20,
+    SERVER_MAX_LARGE_BYTES = 256 << 20, /* of all bodies at a time that are larger than the above */
     SERVER_MAX_WAIT_MS = 30000,
     SERVER_REASON_BYTES = RF_ERROR_TEXT_BYTES,
+    ROUTE_ADDRESS_BYTES = 46, /* INET6_ADDRSTRLEN */
 };
 
 /* Bytes made once and sent many times. Immutable. */
@@ -53,7 +55,9 @@ struct cache {
 
 struct server {
     struct seed *seed;
-    struct server_options options;
+    const struct route_table *table;
+    struct server_options options; /* without its strings */
+    char *model_path;              /* or NULL */
     struct conns *conns;
     struct MHD_Daemon *daemon;
     struct cache cache;
@@ -64,6 +68,8 @@ struct server {
     /* Relaxed: counters that nothing depends on. */
     atomic_uint_fast64_t by_status[SERVER_MAX_STATUS];
     atomic_uint_fast64_t body_bytes; /* handed out by bodies that are streamed */
+    /* Held of bodies over SERVER_MAX_BODY_BYTES. Relaxed: a budget, it orders nothing. */
+    atomic_uint_fast64_t large_bytes;
 };
 
 enum server_method {
@@ -82,14 +88,20 @@ struct request {
     struct MHD_Connection *mhd;
     char *text; /* the target's; holds its strings */
     struct target target;
+    struct rf_error target_error; /* code RF_OK, or why there is no target */
+    const struct route *route;    /* NULL: none has this path */
     enum server_method method;
     bool begun;
     bool body_to_come;
     bool too_large;
+    bool no_room; /* too many large bodies at a time */
+    uint64_t max_body_bytes;
+    uint64_t large_bytes; /* counted in the server's */
     uint64_t body_seen;
     struct buf body;
     /* A wait for news: */
-    bool waited; /* it has happened: answer with what there is */
+    bool waited;        /* it has happened: answer with what there is */
+    uint64_t info_rank; /* whose info is waited for */
     struct digest_table *wait_table;
     uint32_t wait_rank;
     uint64_t wait_from;
@@ -103,9 +115,27 @@ struct reply {
     struct MHD_Response *response; /* the reply's; NULL: no memory, the connection is closed */
     bool wait;
     uint64_t wait_deadline_ns;
+    conn_ready_fn wait_ready; /* asked with the request */
 };
 
 typedef void (*route_fn)(struct request *request, struct reply *reply);
+
+struct route {
+    const char *path; /* with a '/' at its end: everything below */
+    unsigned methods;
+    const char *args; /* those it knows; NULL: any */
+    route_fn fn;
+    uint64_t max_body_bytes; /* 0: SERVER_MAX_BODY_BYTES */
+};
+
+/* What a server answers. */
+struct route_table {
+    const struct route *routes;
+    unsigned count;
+    const char *paths; /* for people */
+};
+extern const struct route_table instance_routes;  /* server.c */
+extern const struct route_table bootstrap_routes; /* routes_bootstrap.c */
 
 /* ---- reply.c ---- */
 
@@ -113,9 +143,15 @@ typedef void (*route_fn)(struct request *request, struct reply *reply);
 void reply_text(struct request *request, struct reply *reply, unsigned status, const char *type,
                 struct buf *text);
 void reply_json(struct request *request, struct reply *reply, unsigned status, struct buf *json);
+/* The text as it is, without a newline. Takes it over. */
+void reply_exact(struct request *request, struct reply *reply, unsigned status, const char *type,
+                 struct buf *text);
 void reply_empty(struct request *request, struct reply *reply, unsigned status);
 void reply_blob(struct request *request, struct reply *reply, unsigned status, const char *type,
                 struct blob *blob);
+/* head's bytes and then tail's; both references are taken over. */
+void reply_blobs(struct request *request, struct reply *reply, unsigned status, const char *type,
+                 struct blob *head, struct blob *tail);
 /* err's code and line, with the status that fits the code. */
 void reply_error(struct request *request, struct reply *reply, const struct rf_error *err);
 void reply_status(struct request *request, struct reply *reply, unsigned status, enum rf_code code,
@@ -125,7 +161,8 @@ void reply_header(struct reply *reply, const char *name, const char *value);
 /* A body read piece by piece from the store. */
 struct body_source {
     struct blob *head; /* NULL, or the first bytes; a reference of the source's own */
-    enum { BODY_STREAM, BODY_FILE } kind;
+    struct blob *tail; /* of BODY_BLOB, the same */
+    enum { BODY_STREAM, BODY_FILE, BODY_BLOB } kind;
     uint32_t index;  /* of rank or file */
     uint64_t offset; /* in the rank's stream or the file, of the first byte after head */
     uint64_t bytes;  /* with head */
@@ -149,6 +186,9 @@ void route_file_list(struct request *request, struct reply *reply);
 void route_file(struct request *request, struct reply *reply);
 void route_tensor(struct request *request, struct reply *reply);
 void route_rank(struct request *request, struct reply *reply);
+void route_engine_info(struct request *request, struct reply *reply);
+void route_server_info(struct request *request, struct reply *reply);
+void route_sglang_health(struct request *request, struct reply *reply);
 
 /* ---- what routes share ---- */
 
@@ -166,8 +206,14 @@ enum rf_code route_rank_argument(const struct request *request, const struct sto
 void route_root_text(struct server *server, const struct store *store, char out[HASH_TEXT_BYTES]);
 /* Hex of the manifest's id. */
 void route_manifest_id(const struct manifest *manifest, char out[HASH_TEXT_BYTES]);
-/* Whether the wait of a request has come to its end. */
+/* Whether the wait of a request for digests has come to its end. */
 bool route_news(void *ctx);
+/* The address of ours that the client reached; false: not known. */
+bool route_local_host(const struct request *request, char out[ROUTE_ADDRESS_BYTES],
+                      uint16_t *ret_port);
+/* The state, and why it is not ready, "" if it is: "ready" is said when everything that is to be
+ * published has been. */
+enum seed_state route_state(struct server *server, char reason[SERVER_REASON_BYTES]);
 
 void cache_init(struct cache *cache);
 void cache_free(struct cache *cache);

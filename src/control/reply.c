@@ -75,10 +75,9 @@ static void common_headers(const struct request *request, struct reply *reply, c
 
 /* ---- texts ---- */
 
-void reply_text(struct request *request, struct reply *reply, unsigned status, const char *type,
-                struct buf *text)
+void reply_exact(struct request *request, struct reply *reply, unsigned status, const char *type,
+                 struct buf *text)
 {
-    buf_append(text, "\n", 1);
     reply->status = status;
     reply->response = text->failed ? NULL
                                    : MHD_create_response_from_buffer(text->bytes, text->data,
@@ -87,6 +86,13 @@ void reply_text(struct request *request, struct reply *reply, unsigned status, c
         *text = (struct buf){0}; /* libmicrohttpd frees it */
     buf_free(text);
     common_headers(request, reply, type);
+}
+
+void reply_text(struct request *request, struct reply *reply, unsigned status, const char *type,
+                struct buf *text)
+{
+    buf_append(text, "\n", 1);
+    reply_exact(request, reply, status, type, text);
 }
 
 void reply_json(struct request *request, struct reply *reply, unsigned status, struct buf *json)
@@ -163,7 +169,7 @@ struct stream {
     struct server *server;
     struct conn *conn;
     struct body_source source;
-    bool has_source; /* false: all bytes are in the head */
+    bool has_source; /* false: all bytes are in blobs */
     uint64_t from;   /* in the source */
     uint64_t bytes;
 };
@@ -173,6 +179,7 @@ static void stream_free(void *cls)
     struct stream *stream = cls;
 
     blob_unref(stream->source.head);
+    blob_unref(stream->source.tail);
     free(stream);
 }
 
@@ -181,10 +188,14 @@ static enum rf_code stream_read(const struct stream *stream, uint64_t at, char *
                                 struct rf_error *err)
 {
     const struct body_source *source = &stream->source;
-    const struct store *store = seed_store(stream->server->seed);
     uint64_t head_bytes = source->head != NULL ? source->head->bytes.bytes : 0;
     uint64_t offset = source->offset + (at - head_bytes);
 
+    if (source->kind == BODY_BLOB) {
+        memcpy(out, source->tail->bytes.data + offset, bytes);
+        return RF_OK;
+    }
+    const struct store *store = seed_store(stream->server->seed);
     if (source->kind == BODY_FILE)
         return store_read_file(store, source->index, offset, out, bytes, err);
     return store_read_stream(store, source->index, offset, out, bytes, err);
@@ -232,7 +243,7 @@ static ssize_t stream_next(void *cls, uint64_t pos, char *out, size_t max)
     return (ssize_t)bytes;
 }
 
-/* Takes source->head over. */
+/* Takes source->head and ->tail over. */
 static void reply_stream(struct request *request, struct reply *reply,
                          const struct body_source *source, bool has_source,
                          const struct byte_range *range)
@@ -241,6 +252,7 @@ static void reply_stream(struct request *request, struct reply *reply,
 
     if (stream == NULL) {
         blob_unref(source->head);
+        blob_unref(source->tail);
         return;
     }
     *stream = (struct stream){.server = request->server,
@@ -278,6 +290,17 @@ void reply_blob(struct request *request, struct reply *reply, unsigned status, c
         if (reply->response == NULL)
             blob_unref(blob);
     }
+    common_headers(request, reply, type);
+}
+
+void reply_blobs(struct request *request, struct reply *reply, unsigned status, const char *type,
+                 struct blob *head, struct blob *tail)
+{
+    struct body_source source = {.head = head, .tail = tail, .kind = BODY_BLOB};
+    struct byte_range all = {.bytes = head->bytes.bytes + tail->bytes.bytes};
+
+    reply->status = status;
+    reply_stream(request, reply, &source, false, &all);
     common_headers(request, reply, type);
 }
 

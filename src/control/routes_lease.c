@@ -10,40 +10,43 @@
 #include <strings.h>
 #include <sys/socket.h>
 
-enum { LEASE_ADDRESS_BYTES = INET6_ADDRSTRLEN };
-
-static bool address_text(const struct sockaddr *address, char out[LEASE_ADDRESS_BYTES],
+static bool address_text(const struct sockaddr *address, char out[ROUTE_ADDRESS_BYTES],
                          uint16_t *ret_port)
 {
     if (address->sa_family == AF_INET) {
         const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)address;
         *ret_port = ntohs(in->sin_port);
-        return inet_ntop(AF_INET, &in->sin_addr, out, LEASE_ADDRESS_BYTES) != NULL;
+        return inet_ntop(AF_INET, &in->sin_addr, out, ROUTE_ADDRESS_BYTES) != NULL;
     }
     if (address->sa_family != AF_INET6)
         return false;
     const struct sockaddr_in6 *in = (const struct sockaddr_in6 *)(const void *)address;
     *ret_port = ntohs(in->sin6_port);
     if (IN6_IS_ADDR_V4MAPPED(&in->sin6_addr))
-        return inet_ntop(AF_INET, in->sin6_addr.s6_addr + 12, out, LEASE_ADDRESS_BYTES) != NULL;
-    return inet_ntop(AF_INET6, &in->sin6_addr, out, LEASE_ADDRESS_BYTES) != NULL;
+        return inet_ntop(AF_INET, in->sin6_addr.s6_addr + 12, out, ROUTE_ADDRESS_BYTES) != NULL;
+    return inet_ntop(AF_INET6, &in->sin6_addr, out, ROUTE_ADDRESS_BYTES) != NULL;
 }
 
-/* Under which URL the client reached us: with a wildcard host only its connection knows. */
-static void own_url(const struct request *request, char out[LISTEN_URL_BYTES])
+bool route_local_host(const struct request *request, char out[ROUTE_ADDRESS_BYTES],
+                      uint16_t *ret_port)
 {
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(request->mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
     struct sockaddr_storage local = {.ss_family = AF_UNSPEC};
     socklen_t bytes = sizeof local;
-    char host[LEASE_ADDRESS_BYTES];
+
+    return info != NULL && getsockname(info->connect_fd, (struct sockaddr *)&local, &bytes) == 0 &&
+           address_text((const struct sockaddr *)&local, out, ret_port);
+}
+
+/* Under which URL the client reached us: with a wildcard host only its connection knows. */
+static void own_url(const struct request *request, char out[LISTEN_URL_BYTES])
+{
+    char host[ROUTE_ADDRESS_BYTES];
     uint16_t port = 0;
 
     snprintf(out, LISTEN_URL_BYTES, "%s", request->server->url);
-    if (!request->server->host_is_wildcard || info == NULL)
-        return;
-    if (getsockname(info->connect_fd, (struct sockaddr *)&local, &bytes) == 0 &&
-        address_text((const struct sockaddr *)&local, host, &port))
+    if (request->server->host_is_wildcard && route_local_host(request, host, &port))
         snprintf(out, LISTEN_URL_BYTES,
                  strchr(host, ':') != NULL ? "http://[%s]:%u" : "http://%s:%u", host, port);
 }
@@ -54,7 +57,7 @@ static void client_line(const struct request *request, const char *name,
 {
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(request->mhd, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
-    char host[LEASE_ADDRESS_BYTES] = "?";
+    char host[ROUTE_ADDRESS_BYTES] = "?";
     uint16_t port = 0;
 
     if (info == NULL || !address_text(info->client_addr, host, &port))

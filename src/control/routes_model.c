@@ -211,7 +211,8 @@ static bool wait_for_news(struct request *request, struct reply *reply, uint64_t
 {
     if (request->waited || wait_ms == 0 || route_news(request))
         return false;
-    *reply = (struct reply){.wait = true, .wait_deadline_ns = clock_deadline_ns(wait_ms)};
+    *reply = (struct reply){
+        .wait = true, .wait_deadline_ns = clock_deadline_ns(wait_ms), .wait_ready = route_news};
     return true;
 }
 

@@ -1,6 +1,7 @@
 /* What a seed says of itself: health, instance, and what other routes ask before they answer. */
 #include "control/instance_json.h"
 #include "control/internal.h"
+#include "control/nodes.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -8,7 +9,6 @@
 
 static const char *const loading_reason = "the model is being loaded";
 
-/* The state, and why it is not ready; "" if it is. */
 static enum seed_state state_and_reason(struct seed *seed, char reason[SERVER_REASON_BYTES])
 {
     enum seed_state state = seed_state(seed, reason);
@@ -18,6 +18,17 @@ static enum seed_state state_and_reason(struct seed *seed, char reason[SERVER_RE
     else if (state == SEED_DRAINING)
         snprintf(reason, SERVER_REASON_BYTES, "the seed is about to stop");
     return state;
+}
+
+enum seed_state route_state(struct server *server, char reason[SERVER_REASON_BYTES])
+{
+    enum seed_state state = state_and_reason(server->seed, reason);
+    struct nodes *nodes = server->options.nodes;
+
+    if (state != SEED_READY || nodes == NULL || nodes_published(nodes))
+        return state;
+    snprintf(reason, SERVER_REASON_BYTES, "what TransferEngines need to know is being published");
+    return SEED_LOADING;
 }
 
 struct store *route_store(struct request *request, struct reply *reply)
@@ -89,7 +100,7 @@ void route_manifest_id(const struct manifest *manifest, char out[HASH_TEXT_BYTES
 void route_health(struct request *request, struct reply *reply)
 {
     char reason[SERVER_REASON_BYTES];
-    enum seed_state state = state_and_reason(request->server->seed, reason);
+    enum seed_state state = route_state(request->server, reason);
     struct buf json = {0};
 
     buf_printf(&json, "{\"status\":\"%s\"", seed_state_name(state));

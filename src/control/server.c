@@ -23,40 +23,43 @@ enum {
 
 /* ---- the paths ---- */
 
-struct route {
-    const char *path; /* with a '/' at its end: everything below */
-    unsigned methods;
-    const char *args; /* those it knows; NULL: any */
-    route_fn fn;
-};
-
 static const struct route routes[] = {
-    {"/", METHOD_GET, NULL, route_status_page},
-    {"/healthz", METHOD_GET, NULL, route_health},
-    {"/metrics", METHOD_GET, NULL, route_metrics},
-    {"/v1/instance", METHOD_GET, "", route_instance},
-    {"/v1/manifest", METHOD_GET, "format rank", route_manifest},
-    {"/v1/digests", METHOD_GET, "rank from known wait_ms", route_digests},
-    {"/v1/tensor-digests", METHOD_GET, "rank from wait_ms", route_tensor_digests},
-    {"/v1/lease", METHOD_POST | METHOD_PUT | METHOD_DELETE, "", route_lease},
-    {"/v1/files", METHOD_GET, "", route_file_list},
-    {"/v1/files/", METHOD_GET, "", route_file},
-    {"/v1/tensors/", METHOD_GET, "rank", route_tensor},
-    {"/v1/ranks/", METHOD_GET, "", route_rank},
+    {"/", METHOD_GET, NULL, route_status_page, 0},
+    {"/healthz", METHOD_GET, NULL, route_health, 0},
+    {"/metrics", METHOD_GET, NULL, route_metrics, 0},
+    {"/v1/instance", METHOD_GET, "", route_instance, 0},
+    {"/v1/manifest", METHOD_GET, "format rank", route_manifest, 0},
+    {"/v1/digests", METHOD_GET, "rank from known wait_ms", route_digests, 0},
+    {"/v1/tensor-digests", METHOD_GET, "rank from wait_ms", route_tensor_digests, 0},
+    {"/v1/lease", METHOD_POST | METHOD_PUT | METHOD_DELETE, "", route_lease, 0},
+    {"/v1/files", METHOD_GET, "", route_file_list, 0},
+    {"/v1/files/", METHOD_GET, "", route_file, 0},
+    {"/v1/tensors/", METHOD_GET, "rank", route_tensor, 0},
+    {"/v1/ranks/", METHOD_GET, "", route_rank, 0},
+    /* SGLang's, which pass over arguments that they do not know. */
+    {"/remote_instance_transfer_engine_info", METHOD_GET, NULL, route_engine_info, 0},
+    {"/get_remote_instance_transfer_engine_info", METHOD_GET, NULL, route_engine_info, 0},
+    {"/server_info", METHOD_GET, NULL, route_server_info, 0},
+    {"/get_server_info", METHOD_GET, NULL, route_server_info, 0},
+    {"/health", METHOD_GET, NULL, route_sglang_health, 0},
 };
-enum { ROUTE_COUNT = sizeof routes / sizeof routes[0] };
 
-static const char paths_text[] =
-    "GET / /healthz /metrics /v1/instance /v1/manifest /v1/digests /v1/tensor-digests /v1/files "
-    "/v1/files/NAME /v1/tensors/NAME /v1/ranks/R.safetensors; POST, PUT, DELETE /v1/lease";
+const struct route_table instance_routes = {
+    .routes = routes,
+    .count = sizeof routes / sizeof routes[0],
+    .paths = "GET / /healthz /metrics /v1/instance /v1/manifest /v1/digests /v1/tensor-digests "
+             "/v1/files /v1/files/NAME /v1/tensors/NAME /v1/ranks/R.safetensors; POST, PUT, DELETE "
+             "/v1/lease; GET /health /server_info /remote_instance_transfer_engine_info",
+};
 
-static const struct route *find_route(const char *path)
+static const struct route *find_route(const struct route_table *table, const char *path)
 {
-    for (unsigned i = 0; i < ROUTE_COUNT; i++) {
-        size_t bytes = strlen(routes[i].path);
-        bool below = bytes > 1 && routes[i].path[bytes - 1] == '/';
-        if (below ? strncmp(path, routes[i].path, bytes) == 0 : strcmp(path, routes[i].path) == 0)
-            return &routes[i];
+    for (unsigned i = 0; i < table->count; i++) {
+        const struct route *route = &table->routes[i];
+        size_t bytes = strlen(route->path);
+        bool below = bytes > 1 && route->path[bytes - 1] == '/';
+        if (below ? strncmp(path, route->path, bytes) == 0 : strcmp(path, route->path) == 0)
+            return route;
     }
     return NULL;
 }
@@ -101,21 +104,19 @@ static void dispatch(struct request *request, struct reply *reply)
 {
     struct rf_error err = {.code = RF_OK};
     enum server_method asks = request->method == METHOD_HEAD ? METHOD_GET : request->method;
+    const struct route *route = request->route;
 
     if (request->too_large) {
         reply_status(request, reply, MHD_HTTP_CONTENT_TOO_LARGE, RF_E_INVAL,
-                     "the body has more than %d bytes", SERVER_MAX_BODY_BYTES);
-        return;
-    }
-    if (request->target.path == NULL &&
-        target_parse(request->text, &request->target, &err) != RF_OK) {
-        reply_error(request, reply, &err);
-        return;
-    }
-    const struct route *route = find_route(request->target.path);
-    if (route == NULL) {
+                     "the body has more than %" PRIu64 " bytes", request->max_body_bytes);
+    } else if (request->no_room) {
+        reply_status(request, reply, MHD_HTTP_SERVICE_UNAVAILABLE, RF_E_NOMEM,
+                     "too many large bodies at a time: try again");
+    } else if (request->target_error.code != RF_OK) {
+        reply_error(request, reply, &request->target_error);
+    } else if (route == NULL) {
         reply_status(request, reply, MHD_HTTP_NOT_FOUND, RF_E_INVAL, "no path %.100s: there are %s",
-                     request->target.path, paths_text);
+                     request->target.path, request->server->table->paths);
     } else if ((route->methods & (unsigned)asks) == 0) {
         reply_wrong_method(request, reply, route);
     } else if (route->args != NULL && target_only(&request->target, route->args, &err) != RF_OK) {
@@ -148,7 +149,7 @@ static enum MHD_Result answer(struct request *request)
     dispatch(request, &reply);
     if (reply.wait) {
         request->waited = true;
-        if (conns_wait(request->server->conns, request->conn, route_news, request,
+        if (conns_wait(request->server->conns, request->conn, reply.wait_ready, request,
                        reply.wait_deadline_ns) == RF_OK)
             return MHD_YES;
         /* There will be no wait: answer with what there is. */
@@ -170,6 +171,26 @@ static uint64_t announced_bytes(const struct request *request)
     return bytes;
 }
 
+/* Which route it is for, and how large a body that takes. */
+static void find_target(struct request *request)
+{
+    request->max_body_bytes = SERVER_MAX_BODY_BYTES;
+    if (target_parse(request->text, &request->target, &request->target_error) != RF_OK) {
+        request->target.path = NULL;
+        return;
+    }
+    request->route = find_route(request->server->table, request->target.path);
+    if (request->route != NULL && request->route->max_body_bytes != 0)
+        request->max_body_bytes = request->route->max_body_bytes;
+}
+
+/* Bodies up to so many bytes are read to their end. */
+static uint64_t swallowed_bytes(const struct request *request)
+{
+    return request->max_body_bytes > SERVER_MAX_SWALLOWED_BYTES ? request->max_body_bytes
+                                                                : SERVER_MAX_SWALLOWED_BYTES;
+}
+
 /* The headers are complete. A huge body is refused before it comes; a moderately large one is
  * read to its end, since most clients look for an answer only then. */
 static enum MHD_Result begin(struct request *request, struct MHD_Connection *mhd,
@@ -183,29 +204,52 @@ static enum MHD_Result begin(struct request *request, struct MHD_Connection *mhd
     request->mhd = mhd;
     request->conn = info != NULL ? info->socket_context : NULL;
     request->method = method_of(method);
+    find_target(request);
     announced = announced_bytes(request);
     bool chunked = MHD_lookup_connection_value(mhd, MHD_HEADER_KIND,
                                                MHD_HTTP_HEADER_TRANSFER_ENCODING) != NULL;
     request->body_to_come = announced > 0 || chunked;
     conns_request(request->server->conns, request->conn, request->body_to_come);
-    if (announced > SERVER_MAX_SWALLOWED_BYTES) {
+    if (announced > swallowed_bytes(request)) {
         request->too_large = true;
         return answer(request);
     }
     return MHD_YES;
 }
 
+/* Counts so many more bytes of a large body; false: there are too many at a time. */
+static bool reserve_large(struct request *request, size_t bytes)
+{
+    struct server *server = request->server;
+
+    if (request->body_seen <= SERVER_MAX_BODY_BYTES)
+        return true;
+    uint64_t held =
+        atomic_fetch_add_explicit(&server->large_bytes, bytes, memory_order_relaxed) + bytes;
+    request->large_bytes += bytes;
+    return held <= SERVER_MAX_LARGE_BYTES;
+}
+
+static void drop_body(struct request *request)
+{
+    buf_free(&request->body);
+    atomic_fetch_sub_explicit(&request->server->large_bytes, request->large_bytes,
+                              memory_order_relaxed);
+    request->large_bytes = 0;
+}
+
 static enum MHD_Result take_body(struct request *request, const char *data, size_t *bytes)
 {
     request->body_seen += *bytes;
-    if (request->body_seen > SERVER_MAX_BODY_BYTES) {
-        request->too_large = true;
-        buf_free(&request->body);
-    } else {
+    request->too_large = request->too_large || request->body_seen > request->max_body_bytes;
+    if (!request->too_large && !request->no_room && !reserve_large(request, *bytes))
+        request->no_room = true;
+    if (request->too_large || request->no_room)
+        drop_body(request);
+    else
         buf_append(&request->body, data, *bytes);
-    }
     *bytes = 0;
-    return request->body_seen <= SERVER_MAX_SWALLOWED_BYTES ? MHD_YES : MHD_NO;
+    return request->body_seen <= swallowed_bytes(request) ? MHD_YES : MHD_NO;
 }
 
 static enum MHD_Result on_access(void *cls, struct MHD_Connection *mhd, const char *url,
@@ -259,7 +303,7 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls,
         return;
     if (request->begun)
         conns_idle(request->server->conns, request->conn);
-    buf_free(&request->body);
+    drop_body(request);
     free(request->text);
     free(request);
     *con_cls = NULL;
@@ -372,6 +416,13 @@ static enum rf_code start_daemon(struct server *server, int fd, struct rf_error 
     return RF_OK;
 }
 
+static void server_free(struct server *server)
+{
+    cache_free(&server->cache);
+    free(server->model_path);
+    free(server);
+}
+
 enum rf_code server_start(const struct server_options *options, struct seed *seed,
                           struct server **ret_server, struct rf_error *err)
 {
@@ -382,6 +433,7 @@ enum rf_code server_start(const struct server_options *options, struct seed *see
     if (server == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for the HTTP server");
     server->seed = seed;
+    server->table = options->kind == SERVER_BOOTSTRAP ? &bootstrap_routes : &instance_routes;
     server->options = with_defaults(options);
     server->host_is_wildcard = is_wildcard(server->options.host);
     server->start_ns = clock_now_ns();
@@ -389,7 +441,12 @@ enum rf_code server_start(const struct server_options *options, struct seed *see
     const struct conns_options conns = {.max = server->options.max_connections,
                                         .request_timeout_ms = server->options.request_timeout_ms,
                                         .idle_timeout_ms = server->options.idle_timeout_ms};
-    code = listen_open(server->options.host, options->port, &fd, &server->port, server->url, err);
+    server->options.model_path = NULL; /* the caller's */
+    if (options->model_path != NULL && (server->model_path = strdup(options->model_path)) == NULL)
+        code = rf_fail(err, RF_E_NOMEM, "no memory for the HTTP server");
+    if (code == RF_OK)
+        code =
+            listen_open(server->options.host, options->port, &fd, &server->port, server->url, err);
     server->options.host = NULL; /* the caller's, for this call only */
     if (code == RF_OK)
         code = conns_create(&conns, &server->conns, err);
@@ -397,12 +454,12 @@ enum rf_code server_start(const struct server_options *options, struct seed *see
         code = start_daemon(server, fd, err);
     if (code != RF_OK) {
         conns_destroy(server->conns);
-        cache_free(&server->cache);
-        free(server);
+        server_free(server);
         return code;
     }
     fd = -1; /* libmicrohttpd's now */
-    log_info("http server listens", "url=%s", server->url);
+    log_info("http server listens", "url=%s kind=%s", server->url,
+             options->kind == SERVER_BOOTSTRAP ? "bootstrap" : "instance");
     *ret_server = server;
     return RF_OK;
 }
@@ -430,6 +487,5 @@ void server_stop(struct server *server)
     conns_end(server->conns, clock_deadline_ns(SERVER_END_MS));
     MHD_stop_daemon(server->daemon);
     conns_destroy(server->conns);
-    cache_free(&server->cache);
-    free(server);
+    server_free(server);
 }

@@ -1,8 +1,13 @@
-/* The HTTP side of a seed: native API (docs/http-api.md), health, metrics. */
+/* The HTTP side of a seed: native API (docs/http-api.md), health, metrics, SGLang's info routes; and
+ * SGLang's bootstrap server, which nodes.h starts. */
 #ifndef CONTROL_SERVER_H
 #define CONTROL_SERVER_H
 
 #include "seed/seed.h"
+
+struct nodes;
+
+enum server_kind { SERVER_INSTANCE = 0, SERVER_BOOTSTRAP };
 
 struct server_options {
     const char *host;         /* NULL: 127.0.0.1; a name or address; "0.0.0.0", "::" for all */
@@ -13,6 +18,11 @@ struct server_options {
     uint32_t request_timeout_ms;
     /* From an answer to the end of the next request's headers; 0: 30 s. */
     uint32_t idle_timeout_ms;
+    enum server_kind kind;
+    /* NULL: nothing is published for TransferEngine. Must outlive the server. Until
+     * nodes_publish() is through nobody is told "ready". */
+    struct nodes *nodes;
+    const char *model_path; /* for /server_info; NULL: not said there. Copied */
 };
 
 struct server;

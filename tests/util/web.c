@@ -3,6 +3,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "format/safetensors.h"
+#include "seed/internal.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -128,7 +129,7 @@ static void add_files(struct manifest_builder *builder, const struct buf *header
     }
 }
 
-static struct manifest *make_manifest(struct buf *header)
+static struct manifest *make_manifest(const struct web_options *options, struct buf *header)
 {
     const struct manifest_identity identity = {.model = "tiny <b>&\"model\"",
                                                .architecture = "TinyForCausalLM",
@@ -136,8 +137,12 @@ static struct manifest *make_manifest(struct buf *header)
                                                .layout = "checkpoint",
                                                .algorithm = HASH_XXH3_128,
                                                .chunk_bytes = WEB_CHUNK_BYTES};
-    struct rank_id id = {
-        .tp = 0, .tp_size = 2, .pp_size = 1, .ep_size = 1, .dp_size = 1, .role = ROLE_TARGET};
+    struct rank_id id = {.tp = options->first_tp,
+                         .tp_size = options->tp_size != 0 ? options->tp_size : 2,
+                         .pp_size = 1,
+                         .ep_size = 1,
+                         .dp_size = 1,
+                         .role = ROLE_TARGET};
     struct manifest *manifest = NULL;
     struct rf_error err;
     uint64_t stream_bytes = 0;
@@ -150,7 +155,7 @@ static struct manifest *make_manifest(struct buf *header)
     add_files(builder, header, stream_bytes);
     must(manifest_add_rank(builder, &id, &err), &err, "rank 0");
     add_tensors(builder, rank0, RANK0_COUNT, 0, header->bytes);
-    id.tp = 1;
+    id.tp++;
     must(manifest_add_rank(builder, &id, &err), &err, "rank 1");
     add_tensors(builder, rank1, RANK1_COUNT, MANIFEST_NONE, 0);
     must(manifest_build(builder, &manifest, &err), &err, "manifest");
@@ -206,26 +211,75 @@ static void fill_store(struct web *web, struct buf *header, const char *path)
 
 /* ---- the seed ---- */
 
+static bool has_te(void)
+{
+    const struct transport *te = NULL;
+
+    return transport_find("te", &te, NULL) == RF_OK;
+}
+
+/* A fake half of a transport that is not compiled in: it has addresses, and reads nothing. */
+static uint32_t fake_drain(struct transport_seed *half, uint64_t deadline_ns)
+{
+    (void)half;
+    (void)deadline_ns;
+    return 0;
+}
+
+static void fake_stop(struct transport_seed *half)
+{
+    (void)half;
+}
+
+static uint64_t fake_base(const struct transport_seed *half, uint32_t rank)
+{
+    (void)half;
+    return (UINT64_C(0x5a5a) << 40) + ((uint64_t)rank << 30) + 12345;
+}
+
+static const struct transport fake_te = {
+    .name = "te", .seed_drain = fake_drain, .seed_stop = fake_stop, .seed_base = fake_base};
+
+static void add_fake_te(struct seed *seed)
+{
+    uint32_t at = seed->transport_count;
+
+    seed->transports[at] = (struct seed_transport){.seed = seed, .transport = &fake_te};
+    seed->endpoints[at] = (struct endpoint){.transport = "te"};
+    snprintf(seed->endpoints[at].address, sizeof seed->endpoints[at].address, "%s:15999",
+             seed->host);
+    seed->transport_count++;
+}
+
 void web_start(struct web *web, const struct web_options *options)
 {
     static const char *const transports[] = {"null", NULL};
-    const struct seed_options seed = {.max_readers = options->max_readers,
+    static const char *const te[] = {"te", NULL};
+    const struct seed_options seed = {.host = options->server.host,
+                                      .max_readers = options->max_readers,
                                       .lease_ttl_ms = options->lease_ttl_ms,
-                                      .transports = transports};
+                                      .transports = transports,
+                                      .also = options->nodes != NULL && has_te() ? te : NULL};
+    struct server_options server = options->server;
     struct buf header BUF_AUTO = {0};
     struct rf_error err;
 
     *web = (struct web){.port = 0};
     rank0[RANK0_BIG].bytes = options->big_bytes != 0 ? options->big_bytes : WEB_BIG_BYTES;
     rank0[RANK0_BIG].shape[0] = rank0[RANK0_BIG].bytes;
-    struct manifest *manifest = make_manifest(&header);
+    struct manifest *manifest = make_manifest(options, &header);
     must(store_create(manifest, &web->store, &err), &err, "store");
     manifest_unref(manifest);
     fill_store(web, &header, options->weights_path);
     must(seed_create(&seed, &web->seed, &err), &err, "seed");
+    if (options->nodes != NULL) {
+        must(nodes_create(options->nodes, web->seed, &web->nodes, &err), &err, "nodes");
+        must(nodes_start(web->nodes, &err), &err, "nodes");
+        server.nodes = web->nodes;
+    }
     if (!options->unpublished)
         web_publish(web);
-    must(server_start(&options->server, web->seed, &web->server, &err), &err, "server");
+    must(server_start(&server, web->seed, &web->server, &err), &err, "server");
     web->port = server_port(web->server);
 }
 
@@ -235,6 +289,11 @@ void web_publish(struct web *web)
 
     must(seed_publish(web->seed, web->store, &err), &err, "publish");
     must(seed_wait_digests(web->seed, clock_deadline_ns(WEB_TIMEOUT_MS), &err), &err, "digests");
+    if (web->nodes == NULL)
+        return;
+    if (!has_te())
+        add_fake_te(web->seed);
+    must(nodes_publish(web->nodes, &err), &err, "nodes");
 }
 
 void web_stop(struct web *web)
@@ -242,6 +301,7 @@ void web_stop(struct web *web)
     bool published = seed_store(web->seed) != NULL;
 
     server_stop(web->server);
+    nodes_destroy(web->nodes);
     seed_destroy(web->seed);
     if (!published)
         store_destroy(web->store);

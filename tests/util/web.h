@@ -4,6 +4,7 @@
 #define TESTS_UTIL_WEB_H
 
 #include "base/buf.h"
+#include "control/nodes.h"
 #include "control/server.h"
 
 enum {
@@ -19,6 +20,7 @@ enum {
 struct web {
     struct seed *seed;
     struct server *server;
+    struct nodes *nodes; /* NULL unless asked for */
     struct store *store; /* the seed's once published */
     uint8_t *memory[2];  /* the streams of the ranks */
     uint64_t stream_bytes[2];
@@ -33,6 +35,10 @@ struct web_options {
     uint64_t big_bytes; /* of rank 0's tensor "big"; 0: WEB_BIG_BYTES */
     /* NULL: rank 0 lies in memory; else it is written there and served from the file. */
     const char *weights_path;
+    /* Not NULL: the seed offers te, and the ranks are published for TransferEngine. */
+    const struct nodes_options *nodes;
+    uint32_t first_tp; /* of rank 0 */
+    uint32_t tp_size;  /* 0: 2 */
 };
 
 void web_start(struct web *web, const struct web_options *options);

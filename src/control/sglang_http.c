@@ -1,0 +1,90 @@
+#include "control/sglang_http.h"
+
+#include "control/seed_url.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char json_type[] = "application/json";
+
+enum sglang_rank sglang_rank_parse(const char *text, uint64_t *ret_rank,
+                                   char digits[SGLANG_RANK_DIGITS + 1])
+{
+    static const char blanks[] = " \t\r\n\v\f";
+    bool negative = false;
+    uint64_t rank = 0;
+
+    digits[0] = '\0';
+    if (text == NULL)
+        return SGLANG_RANK_ABSENT;
+    text += strspn(text, blanks);
+    negative = *text == '-';
+    text += *text == '-' || *text == '+';
+    size_t count = strspn(text, "0123456789");
+    if (count == 0 || text[count + strspn(text + count, blanks)] != '\0')
+        return SGLANG_RANK_NO_NUMBER;
+    while (count > 1 && *text == '0') {
+        text++;
+        count--;
+    }
+    if (negative && *text != '0')
+        return SGLANG_RANK_NEGATIVE;
+    snprintf(digits, SGLANG_RANK_DIGITS + 1, "%.*s", (int)(count < 64 ? count : 64), text);
+    *ret_rank = target_digits(text, count, UINT64_MAX, &rank) ? rank : UINT64_MAX;
+    return SGLANG_RANK;
+}
+
+void sglang_reply_unprocessable(struct request *request, struct reply *reply, const char *input)
+{
+    struct buf json = {0};
+
+    buf_printf(&json,
+               "{\"detail\":[{\"type\":\"%s\",\"loc\":[\"query\",\"rank\"],\"msg\":\"%s\","
+               "\"input\":",
+               input != NULL ? "int_parsing" : "missing",
+               input != NULL ? "Input should be a valid integer, unable to parse string as an "
+                               "integer"
+                             : "Field required");
+    if (input != NULL)
+        buf_json_string(&json, input, strlen(input));
+    else
+        buf_printf(&json, "null");
+    buf_printf(&json, "}]}");
+    reply_exact(request, reply, MHD_HTTP_UNPROCESSABLE_CONTENT, json_type, &json);
+}
+
+void sglang_reply_detail(struct request *request, struct reply *reply, unsigned status,
+                         const char *text)
+{
+    struct buf json = {0};
+
+    buf_printf(&json, "{\"detail\":");
+    buf_json_string(&json, text, strlen(text));
+    buf_printf(&json, "}");
+    reply_exact(request, reply, status, json_type, &json);
+}
+
+void sglang_reply_info(struct request *request, struct reply *reply, uint64_t rank,
+                       struct info_found *found)
+{
+    char session[ENGINE_INFO_SESSION_BYTES];
+    char host[ROUTE_ADDRESS_BYTES];
+    struct buf text = {0};
+    struct rf_error err;
+    uint16_t port;
+
+    if (!route_local_host(request, host, &port) ||
+        !seed_url_replace_wildcard(found->session, host, session, sizeof session))
+        memcpy(session, found->session, sizeof session);
+    buf_printf(&text, "{\"rank\":%" PRIu64 ",\"remote_instance_transfer_engine_info\":[", rank);
+    buf_json_string(&text, session, strlen(session));
+    buf_append(&text, ",", 1);
+    struct blob *head = blob_create(&text, &err);
+    if (head == NULL) {
+        blob_unref(found->tensors);
+        reply_error(request, reply, &err);
+        return;
+    }
+    reply_blobs(request, reply, MHD_HTTP_OK, json_type, head, found->tensors);
+}
