@@ -9,6 +9,7 @@
 #include "cli/output.h"
 #include "cli/progress.h"
 #include "cli/signals.h"
+#include "control/nodes.h"
 #include "control/server.h"
 
 #include <inttypes.h>
@@ -27,6 +28,7 @@ struct instance {
     const struct serve_command *command;
     struct seed *seed;
     struct server *server;
+    struct nodes *nodes; /* NULL: nothing is published for TransferEngine */
     struct serve_loaded loaded;
     uint64_t start_ns;
     pthread_t thread;
@@ -34,6 +36,32 @@ struct instance {
     enum rf_code code; /* of the loading thread; read after it was joined */
     struct rf_error error;
 };
+
+/* What SGLang's clients ask, and the other nodes. */
+static enum rf_code start_nodes(struct instance *instance, struct rf_error *err)
+{
+    const struct serve_command *command = instance->command;
+    const struct serve_sglang *sglang = &command->sglang;
+    bool named = sglang->node_hosts.count > 0;
+    const char *first = sglang->dist_init.host;
+
+    if (!sglang->start_seed)
+        return RF_OK;
+    if (first[0] == '\0' && named)
+        first = sglang->node_hosts.hosts[0];
+    const struct nodes_options options = {
+        .host = command->host,
+        .node_count = (uint32_t)sglang->nnodes,
+        .node_rank = (uint32_t)sglang->node_rank,
+        .tp_size = (uint32_t)command->shard.tp,
+        .hosts = sglang->info_port != 0 && named ? &sglang->node_hosts : NULL,
+        .info_port = (uint16_t)sglang->info_port,
+        .bootstrap_port = (uint16_t)sglang->bootstrap_port,
+        .bootstrap_host = first[0] != '\0' ? first : NULL,
+    };
+    enum rf_code code = nodes_create(&options, instance->seed, &instance->nodes, err);
+    return code == RF_OK ? nodes_start(instance->nodes, err) : code;
+}
 
 static enum rf_code instance_start(struct instance *instance, struct rf_error *err)
 {
@@ -47,15 +75,19 @@ static enum rf_code instance_start(struct instance *instance, struct rf_error *e
         .socket = command->socket,
         .max_readers = (uint32_t)command->max_readers,
     };
-    const struct server_options server_options = {
+    struct server_options server_options = {
         .host = command->host,
         .port = (uint16_t)command->port,
+        .model_path = command->model_path,
     };
 
     instance->done_fd = eventfd(0, EFD_CLOEXEC);
     if (instance->done_fd < 0)
         return rf_fail_sys(err, "eventfd");
     enum rf_code code = seed_create(&seed_options, &instance->seed, err);
+    if (code == RF_OK)
+        code = start_nodes(instance, err);
+    server_options.nodes = instance->nodes;
     if (code == RF_OK)
         code = server_start(&server_options, instance->seed, &instance->server, err);
     if (code != RF_OK)
@@ -68,6 +100,7 @@ static enum rf_code instance_start(struct instance *instance, struct rf_error *e
 static void instance_end(struct instance *instance)
 {
     server_stop(instance->server);
+    nodes_destroy(instance->nodes);
     seed_destroy(instance->seed);
     store_destroy(instance->loaded.store);
     if (instance->done_fd >= 0)
@@ -86,6 +119,8 @@ static void *load_main(void *arg)
     if (instance->code == RF_OK)
         instance->code =
             seed_publish(instance->seed, rf_take(loaded->store, NULL), &instance->error);
+    if (instance->code == RF_OK && instance->nodes != NULL)
+        instance->code = nodes_publish(instance->nodes, &instance->error);
     (void)!write(instance->done_fd, &one, sizeof(one));
     return NULL;
 }
