@@ -17,6 +17,7 @@ enum { FOLDER_READ_THREADS = 16 };
 struct opening {
     struct model_folder folder;
     bool single; /* folder.path is the weights file itself */
+    bool any;    /* weights may be missing altogether */
     struct folder_index index;
     bool indexed;
 };
@@ -157,7 +158,7 @@ static enum rf_code set_files(struct opening *opening, const char *const *names,
 
     if (total > FOLDER_MAX_FILES)
         return rf_fail(err, RF_E_FORMAT, "%s: more than %d files", folder->path, FOLDER_MAX_FILES);
-    folder->files = calloc(total, sizeof(*folder->files));
+    folder->files = calloc((size_t)total + 1, sizeof(*folder->files));
     if (folder->files == NULL)
         return rf_fail(err, RF_E_NOMEM, "%s: out of memory for %" PRIu32 " files", folder->path,
                        total);
@@ -203,6 +204,8 @@ static enum rf_code choose_files(struct opening *opening, struct folder_list *li
     size_t bytes = 0;
 
     if (!list->index) {
+        if (opening->any && list->weights_count == 0)
+            return set_files(opening, NULL, 0, list, err);
         if (!list->model && list->weights_count != 1)
             return fail_choice(folder->path, list, err);
         return set_files(opening, &only, 1, list, err);
@@ -320,16 +323,16 @@ static enum rf_code start(struct opening *opening, const char *path, struct rf_e
     return RF_OK;
 }
 
-enum rf_code model_folder_open(const char *path, struct model_folder *ret_folder,
-                               struct rf_error *err)
+static enum rf_code open_folder(const char *path, bool any, struct model_folder *ret_folder,
+                                struct rf_error *err)
 {
-    struct opening opening = {.single = false};
+    struct opening opening = {.any = any};
     struct model_folder *folder = &opening.folder;
     enum rf_code code = start(&opening, path, err);
 
     if (code == RF_OK)
         code = find_files(&opening, err);
-    if (code == RF_OK) {
+    if (code == RF_OK && folder->weights_count > 0) {
         unsigned threads = folder->weights_count < FOLDER_READ_THREADS ? folder->weights_count
                                                                        : FOLDER_READ_THREADS;
         code = thread_parallel(threads, folder->weights_count, read_weights, &opening, err);
@@ -345,6 +348,18 @@ enum rf_code model_folder_open(const char *path, struct model_folder *ret_folder
         folder->weights_bytes += folder->files[i].bytes;
     *ret_folder = *folder;
     return RF_OK;
+}
+
+enum rf_code model_folder_open(const char *path, struct model_folder *ret_folder,
+                               struct rf_error *err)
+{
+    return open_folder(path, false, ret_folder, err);
+}
+
+enum rf_code model_folder_open_any(const char *path, struct model_folder *ret_folder,
+                                   struct rf_error *err)
+{
+    return open_folder(path, true, ret_folder, err);
 }
 
 void model_folder_close(struct model_folder *folder)

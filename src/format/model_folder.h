@@ -42,6 +42,9 @@ struct model_folder {
  * model_folder_close(). */
 enum rf_code model_folder_open(const char *path, struct model_folder *ret_folder,
                                struct rf_error *err);
+/* The same, but a folder without any *.safetensors is one with side files alone (weights_count 0). */
+enum rf_code model_folder_open_any(const char *path, struct model_folder *ret_folder,
+                                   struct rf_error *err);
 void model_folder_close(struct model_folder *folder);
 
 /* Whole content of a side file, NUL-terminated beyond *ret_bytes; the caller frees it. Errors:

@@ -262,6 +262,24 @@ static void a_large_side_file_is_left_out(void **state)
     model_folder_close(&folder);
 }
 
+static void side_files_alone_are_a_folder_where_that_is_enough(void **state)
+{
+    struct model_folder folder;
+    struct rf_error err = {.code = RF_OK};
+
+    folder_put_text(*state, "config.json", "{}");
+    assert_int_equal(model_folder_open(*state, &folder, &err), RF_E_FORMAT);
+    assert_int_equal(model_folder_open_any(*state, &folder, &err), RF_OK);
+    assert_int_equal(folder.weights_count, 0);
+    assert_names(&folder, (const char *const[]){"config.json", NULL});
+    model_folder_close(&folder);
+    /* Half a download is no such folder. */
+    folder_put_text(*state, "model.safetensors.index.json",
+                    "{\"weight_map\": {\"a\": \"model-00001-of-00002.safetensors\"}}");
+    assert_int_equal(model_folder_open_any(*state, &folder, &err), RF_E_FORMAT);
+    assert_non_null(strstr(err.text, "finish the download"));
+}
+
 static void folders_without_a_model_are_refused(void **state)
 {
     open_fails(*state, "nothing", RF_E_SYS, "/nothing: No such file or directory");
@@ -468,6 +486,7 @@ int main(void)
         FOLDER_TEST(a_link_to_a_missing_blob_is_refused),
         FOLDER_TEST(side_files_are_read_again_unless_they_changed),
         FOLDER_TEST(a_large_side_file_is_left_out),
+        FOLDER_TEST(side_files_alone_are_a_folder_where_that_is_enough),
         FOLDER_TEST(folders_without_a_model_are_refused),
         FOLDER_TEST(what_is_not_a_file_is_refused),
         FOLDER_TEST(missing_shards_are_counted),
