@@ -36,6 +36,7 @@ struct client {
     char curl_error[CURL_ERROR_SIZE];
     char peer[SEED_URL_HOST_BYTES];  /* the address that the last answer came from */
     char local[SEED_URL_HOST_BYTES]; /* and where it came to */
+    bool is_foreign;                 /* that was no seed of ours */
 };
 
 /* One request and what came back. */
@@ -50,6 +51,7 @@ struct exchange {
     uint64_t max_bytes;
     bool ignore_cancel;
     bool any_server; /* the peer need not be a seed */
+    bool any_answer; /* nor its answer a good one */
     struct buf *out; /* of answers that are no errors; appended to */
     /* out */
     struct client *client;
@@ -187,6 +189,11 @@ void client_destroy(struct client *client)
 const char *client_url(const struct client *client)
 {
     return client->url.text;
+}
+
+bool client_is_foreign(const struct client *client)
+{
+    return client->is_foreign;
 }
 
 /* ---- one request ---- */
@@ -383,8 +390,13 @@ static enum rf_code judge(struct client *client, struct exchange *exchange, CURL
         snprintf(client->peer, sizeof client->peer, "%s", peer);
     if (curl_easy_getinfo(client->easy, CURLINFO_LOCAL_IP, &local) == CURLE_OK && local != NULL)
         snprintf(client->local, sizeof client->local, "%s", local);
-    if (exchange->status > 0 && !exchange->is_seed && !exchange->any_server && !exchange->no_memory)
+    client->is_foreign = exchange->status > 0 && !exchange->is_seed;
+    if (client->is_foreign && !exchange->any_server && !exchange->no_memory)
         return not_a_seed(client, exchange, "", err);
+    if (exchange->any_answer && exchange->status > 0 && !status_is_good(exchange->status)) {
+        buf_append(exchange->out, exchange->error_body.data, exchange->error_body.bytes);
+        return RF_OK;
+    }
     if (exchange->status > 0 && !status_is_good(exchange->status))
         return seed_refused(client, exchange, err);
     return result == CURLE_OK ? RF_OK : transfer_failed(client, exchange, result, err);
@@ -402,6 +414,7 @@ static enum rf_code exchange_run(struct client *client, struct exchange *exchang
     if (exchange->timeout_ms == 0)
         exchange->timeout_ms = client->timeout_ms;
     exchange->client = client;
+    client->is_foreign = false;
     buf_printf(&url, "%s%s", client->url.text, exchange->path);
     if (url.failed) {
         curl_slist_free_all(headers);
@@ -439,6 +452,7 @@ enum rf_code client_instance(struct client *client, struct instance_info *ret_in
         .path = "/v1/instance", .max_bytes = CLIENT_MAX_JSON_BYTES, .out = &out};
 
     enum rf_code code = exchange_run(client, &exchange, err);
+    client->is_foreign = client->is_foreign || exchange.status == 404;
     if (code != RF_OK)
         return code;
     code = instance_json_parse(out.data, out.bytes, dialled(client), ret_info, err);
@@ -664,12 +678,8 @@ enum rf_code client_file(struct client *client, const char *name, uint64_t from,
     return code;
 }
 
-enum rf_code client_get(struct client *client, const char *path, uint64_t max_bytes,
-                        struct buf *out, struct rf_error *err)
+static enum rf_code check_path(const char *path, struct rf_error *err)
 {
-    struct exchange exchange = {.path = path, .max_bytes = max_bytes, .out = out};
-    size_t out_bytes = out->bytes;
-
     if (path[0] != '/')
         return rf_fail(err, RF_E_INVAL, "\"%s\": a path begins with '/'", path);
     for (const char *at = path; *at != '\0'; at++) {
@@ -679,9 +689,38 @@ enum rf_code client_get(struct client *client, const char *path, uint64_t max_by
                            "percent-encoded in a path",
                            path);
     }
-    enum rf_code code = exchange_run(client, &exchange, err);
+    return RF_OK;
+}
+
+static enum rf_code get(struct client *client, struct exchange *exchange, struct rf_error *err)
+{
+    size_t out_bytes = exchange->out->bytes;
+    enum rf_code code = check_path(exchange->path, err);
+
+    if (code == RF_OK)
+        code = exchange_run(client, exchange, err);
     if (code != RF_OK)
-        out->bytes = out_bytes; /* no half answers */
+        exchange->out->bytes = out_bytes; /* no half answers */
+    return code;
+}
+
+enum rf_code client_get(struct client *client, const char *path, uint64_t max_bytes,
+                        struct buf *out, struct rf_error *err)
+{
+    struct exchange exchange = {.path = path, .max_bytes = max_bytes, .out = out};
+
+    return get(client, &exchange, err);
+}
+
+enum rf_code client_get_foreign(struct client *client, const char *path, uint64_t max_bytes,
+                                struct buf *out, long *ret_status, struct rf_error *err)
+{
+    struct exchange exchange = {
+        .path = path, .max_bytes = max_bytes, .out = out, .any_server = true, .any_answer = true};
+    enum rf_code code = get(client, &exchange, err);
+
+    if (code == RF_OK)
+        *ret_status = exchange.status;
     return code;
 }
 

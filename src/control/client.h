@@ -19,6 +19,9 @@ enum rf_code client_create(const char *url, const struct client_options *options
                            struct client **ret_client, struct rf_error *err);
 void client_destroy(struct client *client);
 const char *client_url(const struct client *client);
+/* Whether the last answer came from an HTTP server that is no seed of ours, or says of client_instance()
+ * that it has no such path: a bootstrap server of ours. */
+bool client_is_foreign(const struct client *client);
 
 /* What a seed says of itself (GET /v1/instance). Strings are owned by the struct's arena. */
 struct instance_info {
@@ -86,6 +89,10 @@ enum rf_code client_file(struct client *client, const char *name, uint64_t from,
 /* GET any path of the seed's API as text, at most max_bytes: for `rfork inspect` and tests. */
 enum rf_code client_get(struct client *client, const char *path, uint64_t max_bytes,
                         struct buf *out, struct rf_error *err);
+/* The same from a server that need not be ours. RF_OK whatever it answers: *ret_status is the HTTP
+ * status, out the body (of an error its beginning). */
+enum rf_code client_get_foreign(struct client *client, const char *path, uint64_t max_bytes,
+                                struct buf *out, long *ret_status, struct rf_error *err);
 
 /* GET, and PUT of JSON, at an HTTP server that need not be one of ours; what it answers is appended
  * to out, at most max_bytes. Its refusals are told in its own words if they are JSON with an "error"

@@ -648,6 +648,56 @@ static void other_servers_are_recognised(void **state)
                           400);
 }
 
+static void foreign_servers_can_be_asked_whatever_they_answer(void **state)
+{
+    static const struct {
+        const char *text;
+        long status;
+        const char *body;
+    } answers[] = {
+        {"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\noops", 404, "oops"},
+        {"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", 200, "{}"},
+        {"HTTP/1.1 500 No\r\nX-Rfork-Instance: 1\r\nContent-Length: 0\r\n\r\n", 500, ""},
+    };
+
+    (void)state;
+    for (unsigned i = 0; i < sizeof answers / sizeof answers[0]; i++) {
+        struct buf out BUF_AUTO = {0};
+        struct rf_error err;
+        struct fake fake;
+        long status = 0;
+
+        fake_start(&fake, serve_text, answers[i].text);
+        struct client *client = client_of(fake.port, WEB_TIMEOUT_MS, NULL);
+        assert_false(client_is_foreign(client));
+        assert_int_equal(client_get_foreign(client, "/x?y=1", 100, &out, &status, &err), RF_OK);
+        assert_int_equal(status, answers[i].status);
+        assert_int_equal(out.bytes, strlen(answers[i].body));
+        assert_memory_equal(out.data != NULL ? (char *)out.data : "", answers[i].body, out.bytes);
+        assert_int_equal(client_is_foreign(client), i < 2);
+        client_destroy(client);
+        fake_stop(&fake);
+    }
+}
+
+static void foreign_answers_are_limited_too(void **state)
+{
+    struct buf out BUF_AUTO = {0};
+    struct rf_error err;
+    struct fake fake;
+    long status = 0;
+
+    (void)state;
+    fake_start(&fake, serve_text, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\noops");
+    struct client *client = client_of(fake.port, WEB_TIMEOUT_MS, NULL);
+    assert_int_equal(client_get_foreign(client, "/x", 3, &out, &status, &err), RF_E_PROTO);
+    assert_says(&err, RF_E_PROTO, "larger than 3 bytes");
+    assert_int_equal(out.bytes, 0);
+    assert_int_equal(client_get_foreign(client, "x", 3, &out, &status, &err), RF_E_INVAL);
+    client_destroy(client);
+    fake_stop(&fake);
+}
+
 static void redirects_are_not_followed(void **state)
 {
     (void)state;
@@ -970,6 +1020,8 @@ int main(void)
         cmocka_unit_test(silent_and_slow_servers_time_out),
         cmocka_unit_test(dying_servers_are_noticed),
         cmocka_unit_test(other_servers_are_recognised),
+        cmocka_unit_test(foreign_servers_can_be_asked_whatever_they_answer),
+        cmocka_unit_test(foreign_answers_are_limited_too),
         cmocka_unit_test(redirects_are_not_followed),
         cmocka_unit_test(answers_without_end_are_cut_off),
         cmocka_unit_test(fields_of_an_instance_are_checked),
