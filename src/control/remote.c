@@ -38,6 +38,8 @@ static void remote_pause(const struct remote *remote, int ms)
 
 enum rf_code remote_look(struct remote *remote, struct rf_error *err)
 {
+    if (remote->sglang != NULL)
+        return sglang_seed_check(remote->sglang, err);
     instance_info_free(&remote->info);
     enum rf_code code = client_instance(remote->client, &remote->info, err);
 
@@ -54,12 +56,50 @@ enum rf_code remote_look(struct remote *remote, struct rf_error *err)
     return strcmp(remote->info.state, "loading") == 0 ? RF_AGAIN : RF_E_UNREACHABLE;
 }
 
+/* Everything that a server in SGLang's way says: the seed is open then. */
+static enum rf_code open_sglang(struct remote *remote, struct rf_error *err)
+{
+    const struct remote_options *options = remote->options;
+    uint32_t count = 0;
+
+    remote->sglang_options = (struct sglang_options){
+        .transport = options->transport,
+        .model_path = options->model_path,
+        .data_hosts = options->te_data_hosts,
+        .timeout_ms = remote_timeout_ms(remote),
+        .cancel = options->cancel,
+        .cancel_fd = options->cancel_fd,
+    };
+    enum rf_code code =
+        sglang_seed_open(remote->client, &remote->sglang_options, &remote->sglang, err);
+    if (code != RF_OK)
+        return code;
+    remote->manifest = manifest_ref(sglang_seed_manifest(remote->sglang));
+    remote->choice = sglang_seed_engines(remote->sglang, &count)[0].choice;
+    instance_info_free(&remote->info);
+    return sglang_seed_info(remote->sglang, &remote->info, err);
+}
+
+/* One look, in the ways that are allowed. */
+static enum rf_code ask_once(struct remote *remote, struct rf_error *err)
+{
+    enum remote_seed_api api = remote->options->seed_api;
+
+    if (api != REMOTE_API_SGLANG) {
+        enum rf_code code = remote_look(remote, err);
+
+        if (code == RF_OK || api == REMOTE_API_RFORK || !client_is_foreign(remote->client))
+            return code;
+    }
+    return open_sglang(remote, err);
+}
+
 static enum rf_code wait_ready(struct remote *remote, uint64_t wait_ready_ms, struct rf_error *err)
 {
     uint64_t deadline_ns = clock_deadline_ns(wait_ready_ms);
 
     for (;;) {
-        enum rf_code code = remote_look(remote, err);
+        enum rf_code code = ask_once(remote, err);
         bool may_come = code == RF_AGAIN || code == RF_E_UNREACHABLE;
 
         if (code == RF_OK || !may_come)
@@ -132,10 +172,10 @@ enum rf_code remote_open(const char *url, const struct remote_options *options,
     enum rf_code code = client_create(url, &client_options, &remote->client, err);
     if (code == RF_OK)
         code = wait_ready(remote, wait_ready_ms, err);
-    if (code == RF_OK)
+    if (code == RF_OK && remote->sglang == NULL)
         code = client_manifest(remote->client, &remote->manifest, err);
     remote->opened_ns = clock_now_ns();
-    if (code == RF_OK)
+    if (code == RF_OK && remote->sglang == NULL)
         code = take_lease(remote, err);
     if (code == RF_OK) {
         remote->sessions =
@@ -162,6 +202,7 @@ void remote_close(struct remote *remote)
     free(remote->sessions);
     if (remote->leased)
         client_lease_close(remote->client, &remote->lease);
+    sglang_seed_close(remote->sglang);
     client_destroy(remote->client);
     instance_info_free(&remote->info);
     manifest_unref(remote->manifest);
@@ -188,7 +229,63 @@ struct client *remote_client(const struct remote *remote)
     return remote->client;
 }
 
+bool remote_has_digests(const struct remote *remote)
+{
+    return remote->sglang == NULL;
+}
+
+void remote_peer(const struct remote *remote, uint32_t rank, struct remote_peer *ret_peer)
+{
+    struct remote_peer peer = {.choice = &remote->choice,
+                               .token = remote->lease.token,
+                               .name = client_url(remote->client)};
+    uint32_t count = 0;
+
+    if (remote->sglang != NULL) {
+        const struct sglang_engine *engine =
+            &sglang_seed_engines(remote->sglang, &count)[sglang_seed_engine(remote->sglang, rank)];
+
+        peer.choice = &engine->choice;
+        peer.directory = engine->directory;
+        peer.name = engine->session;
+    }
+    *ret_peer = peer;
+}
+
 /* ---- what all ways of taking share ---- */
+
+bool remote_verifies(struct remote *const *remotes, uint32_t count)
+{
+    bool verifies = remotes[0]->options->verify;
+
+    for (uint32_t i = 0; i < count; i++)
+        verifies = verifies && remote_has_digests(remotes[i]);
+    return verifies;
+}
+
+void remote_say_verified(struct remote *const *remotes, uint32_t count,
+                         struct remote_result *result)
+{
+    result->verified = remote_verifies(remotes, count);
+    for (uint32_t i = 0; i < count; i++) {
+        if (!remote_has_digests(remotes[i]))
+            snprintf(result->unverified, sizeof(result->unverified),
+                     "%.80s was asked in SGLang's way, which knows no digests",
+                     client_url(remotes[i]->client));
+    }
+}
+
+enum rf_code remote_refuse_verify(struct remote *const *remotes, uint32_t count, bool verify,
+                                  struct rf_error *err)
+{
+    for (uint32_t i = 0; verify && i < count; i++) {
+        if (!remote_has_digests(remotes[i]))
+            return rf_fail(err, RF_E_UNSUPPORTED,
+                           "--verify: %s is asked in SGLang's way, which knows no digests",
+                           client_url(remotes[i]->client));
+    }
+    return RF_OK;
+}
 
 void remote_fork_options(struct remote *remote, struct fork_options *ret_options)
 {
@@ -196,7 +293,7 @@ void remote_fork_options(struct remote *remote, struct fork_options *ret_options
 
     *ret_options = (struct fork_options){
         .connections = options->connections,
-        .verify = options->verify,
+        .verify = options->verify && remote_has_digests(remote),
         .timeout_ms = remote_timeout_ms(remote),
         .retries = options->retries,
         .cancel = options->cancel,
@@ -270,7 +367,12 @@ enum rf_code remote_fetch_file(struct remote *remote, uint32_t file, struct buf 
     uint64_t bytes = entry->kind == FILE_WEIGHTS ? entry->header_bytes : entry->bytes;
     uint8_t digest[HASH_MAX_BYTES];
 
-    if (bytes > 0) {
+    if (remote->sglang != NULL) {
+        enum rf_code code = sglang_seed_file(remote->sglang, file, out, err);
+
+        if (code != RF_OK)
+            return code;
+    } else if (bytes > 0) {
         enum rf_code code = client_file(remote->client, entry->name, 0, bytes, out, err);
 
         if (code != RF_OK)

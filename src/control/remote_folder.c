@@ -173,6 +173,7 @@ static enum rf_code find_aliases(const struct manifest_rank *rank, struct aliase
 
 /* A run of a rank's tensors that becomes one file. */
 struct shard {
+    uint32_t rank;
     uint32_t from;
     uint32_t to;
     uint64_t bytes;
@@ -268,7 +269,7 @@ static void shard_name(uint32_t index, uint32_t count, char out[FOLDER_INDEX_NAM
 static enum rf_code write_shard(struct out *out, const struct aliases *aliases,
                                 const struct shard *shard, const char *name, struct rf_error *err)
 {
-    const struct manifest_rank *rank = &out->manifest->ranks[0];
+    const struct manifest_rank *rank = &out->manifest->ranks[shard->rank];
     BUF_AUTO struct buf header = {.data = NULL};
     uint64_t at;
     int fd = -1;
@@ -286,7 +287,7 @@ static enum rf_code write_shard(struct out *out, const struct aliases *aliases,
 
         if (tensor->alias_of != MANIFEST_NONE || tensor->bytes == 0)
             continue;
-        code = fork_dest_add(&out->dests[0], &segment, err);
+        code = fork_dest_add(&out->dests[shard->rank], &segment, err);
         at += tensor->bytes;
     }
     return code;
@@ -321,6 +322,42 @@ static enum rf_code write_index(struct out *out, const struct shard *shards, uin
     return put_file(out, "model.safetensors.index.json", json.bytes, &json, &fd, err);
 }
 
+static enum rf_code put_side_files(struct out *out, struct rf_error *err)
+{
+    const struct manifest *manifest = out->manifest;
+    enum rf_code code = RF_OK;
+
+    for (uint32_t i = 0; code == RF_OK && i < manifest->file_count; i++) {
+        BUF_AUTO struct buf content = {.data = NULL};
+        int fd = -1;
+
+        code = remote_fetch_file(out->remote, i, &content, err);
+        if (code == RF_OK)
+            code = put_file(out, manifest->files[i].name, manifest->files[i].bytes, &content, &fd,
+                            err);
+    }
+    return code;
+}
+
+/* Ranks that nobody can put together again: a file for each. */
+static enum rf_code prepare_ranks(struct out *out, struct rf_error *err)
+{
+    const struct manifest *manifest = out->manifest;
+    enum rf_code code = RF_OK;
+    char name[FOLDER_INDEX_NAME_BYTES];
+
+    for (uint32_t i = 0; code == RF_OK && i < manifest->rank_count; i++) {
+        struct shard shard;
+
+        (void)cut_shards(&manifest->ranks[i], UINT64_MAX, &shard);
+        shard.rank = i;
+        snprintf(name, sizeof(name), "model-rank-%05" PRIu32 "-of-%05" PRIu32 ".safetensors",
+                 manifest->ranks[i].id.tp, manifest->ranks[i].id.tp_size);
+        code = write_shard(out, &shard, name, err);
+    }
+    return code == RF_OK ? put_side_files(out, err) : code;
+}
+
 static enum rf_code prepare_new(struct out *out, uint64_t shard_bytes, struct rf_error *err)
 {
     const struct manifest *manifest = out->manifest;
@@ -345,16 +382,7 @@ static enum rf_code prepare_new(struct out *out, uint64_t shard_bytes, struct rf
     free(aliases.list);
     if (code == RF_OK && count > 1)
         code = write_index(out, shards, count, err);
-    for (uint32_t i = 0; code == RF_OK && i < manifest->file_count; i++) {
-        BUF_AUTO struct buf content = {.data = NULL};
-        int fd = -1;
-
-        code = remote_fetch_file(out->remote, i, &content, err);
-        if (code == RF_OK)
-            code = put_file(out, manifest->files[i].name, manifest->files[i].bytes, &content, &fd,
-                            err);
-    }
-    return code;
+    return code == RF_OK ? put_side_files(out, err) : code;
 }
 
 /* ---- all of it ---- */
@@ -364,68 +392,114 @@ static bool has_weight_files(const struct manifest *manifest)
     return manifest->file_count > 0 && manifest->files[0].kind == FILE_WEIGHTS;
 }
 
-/* The seed's one rank, by its chunks. */
-static enum rf_code transfer_rank(struct out *out, struct remote_result *result,
-                                  struct rf_error *err)
+bool remote_folder_is_plain(const struct remote *remote)
+{
+    const struct manifest *manifest = remote->manifest;
+
+    return manifest->source_count == 0 &&
+           (manifest->rank_count == 1 || manifest->stage == STAGE_PROCESSED);
+}
+
+static enum rf_code prepare(struct out *out, const struct remote_folder_options *folder,
+                            struct rf_error *err)
+{
+    if (has_weight_files(out->manifest))
+        return prepare_files(out, err);
+    if (out->manifest->rank_count > 1)
+        return prepare_ranks(out, err);
+    return prepare_new(out, folder->shard_bytes, err);
+}
+
+/* The seed's ranks as they are, by their chunks. */
+static enum rf_code run_ranks(struct out *out, struct digest_table *const *tables,
+                              struct remote_result *result, struct rf_error *err)
 {
     const struct manifest *manifest = out->manifest;
-    struct digest_table *table =
-        digest_table_create(manifest->algorithm, manifest_chunk_count(manifest, 0));
-    struct digest_table *const tables[] = {table};
-
-    if (table == NULL)
-        return rf_fail(err, RF_E_NOMEM, "no memory for digests");
-    const struct fork_target target = {.dest = &out->dests[0]};
-    struct fork_move whole = {.read = {.bytes = manifest->ranks[0].stream_bytes, .count = 1}};
-    const struct remote_run run = {
+    rf_autofree struct fork_target *targets =
+        calloc((size_t)manifest->rank_count + 1, sizeof(*targets));
+    rf_autofree struct fork_move *moves = calloc((size_t)manifest->rank_count + 1, sizeof(*moves));
+    struct remote_run run = {
         .remotes = &out->remote,
         .remote_count = 1,
-        .targets = &target,
-        .target_count = 1,
-        .moves = &whole,
-        .move_count = whole.read.bytes > 0 ? 1 : 0,
+        .targets = targets,
+        .target_count = manifest->rank_count,
+        .moves = moves,
         .tables = tables,
     };
+
+    if (targets == NULL || moves == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " ranks", manifest->rank_count);
+    for (uint32_t i = 0; i < manifest->rank_count; i++) {
+        uint64_t bytes = manifest->ranks[i].stream_bytes;
+
+        targets[i] = (struct fork_target){.dest = &out->dests[i]};
+        if (bytes > 0)
+            moves[run.move_count++] =
+                (struct fork_move){.read = {.bytes = bytes, .count = 1}, .source = i, .target = i};
+    }
     enum rf_code code = remote_run(&run, result, err);
-    if (code == RF_OK)
-        code = remote_finish(out->remote, tables, result, err);
-    digest_table_destroy(table);
+    return code == RF_OK ? remote_finish(out->remote, tables, result, err) : code;
+}
+
+static enum rf_code transfer_ranks(struct out *out, struct remote_result *result,
+                                   struct rf_error *err)
+{
+    const struct manifest *manifest = out->manifest;
+    rf_autofree struct digest_table **tables =
+        calloc((size_t)manifest->rank_count + 1, sizeof(struct digest_table *));
+    enum rf_code code = tables != NULL ? RF_OK : RF_E_NOMEM;
+
+    for (uint32_t i = 0; code == RF_OK && i < manifest->rank_count; i++) {
+        tables[i] = digest_table_create(manifest->algorithm, manifest_chunk_count(manifest, i));
+        code = tables[i] != NULL ? RF_OK : RF_E_NOMEM;
+    }
+    code = code == RF_OK ? run_ranks(out, tables, result, err)
+                         : rf_fail(err, code, "no memory for digests");
+    for (uint32_t i = 0; tables != NULL && i < manifest->rank_count; i++)
+        digest_table_destroy(tables[i]);
     return code;
 }
 
 static enum rf_code transfer(struct out *out, struct remote_result *result, struct rf_error *err)
 {
-    enum rf_code code = fork_dest_finish(&out->dests[0], out->manifest->ranks[0].stream_bytes, err);
+    for (uint32_t i = 0; i < out->manifest->rank_count; i++) {
+        enum rf_code code =
+            fork_dest_finish(&out->dests[i], out->manifest->ranks[i].stream_bytes, err);
 
-    if (code != RF_OK)
-        return code;
+        if (code != RF_OK)
+            return code;
+    }
     return out->reshard != NULL ? remote_reshard_dest(out->reshard, &out->dests[0], result, err)
-                                : transfer_rank(out, result, err);
+                                : transfer_ranks(out, result, err);
 }
 
 enum rf_code remote_write_folder(struct remote *remote, struct remote_reshard *reshard,
                                  const struct remote_folder_options *folder,
                                  struct remote_result *ret_result, struct rf_error *err)
 {
-    struct fork_dest dest = {.count = 0};
     struct out out = {
         .remote = remote,
         .reshard = reshard,
         .manifest = reshard != NULL ? remote_reshard_manifest(reshard) : remote->manifest,
-        .dests = &dest,
     };
-    struct remote_result result = {.verified = remote->options->verify};
+    rf_autofree struct fork_dest *dests =
+        calloc((size_t)out.manifest->rank_count + 1, sizeof(*dests));
+    struct remote_result result = {.bytes = 0};
 
+    if (dests == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for a folder");
+    out.dests = dests;
+    remote_say_verified(&remote, 1, &result);
     enum rf_code code = folder_writer_create(folder->path, &out.writer, err);
     if (code == RF_OK)
-        code = has_weight_files(out.manifest) ? prepare_files(&out, err)
-                                              : prepare_new(&out, folder->shard_bytes, err);
+        code = prepare(&out, folder, err);
     if (code == RF_OK)
         code = transfer(&out, &result, err);
     if (code == RF_OK)
         code = folder_writer_commit(out.writer, folder->durable, err);
     folder_writer_destroy(out.writer);
-    fork_dest_free(&dest);
+    for (uint32_t i = 0; i < out.manifest->rank_count; i++)
+        fork_dest_free(&dests[i]);
     if (code == RF_OK) {
         result.seconds = clock_seconds(remote->opened_ns, clock_now_ns());
         *ret_result = result;
@@ -438,7 +512,7 @@ enum rf_code remote_fork_folder(struct remote *remote, const struct remote_folde
 {
     struct remote_reshard *whole = NULL;
 
-    if (remote->manifest->rank_count == 1 && remote->manifest->source_count == 0)
+    if (remote_folder_is_plain(remote))
         return remote_write_folder(remote, NULL, folder, ret_result, err);
     enum rf_code code = remote_reshard_whole(&remote, 1, &whole, err);
     if (code == RF_OK)

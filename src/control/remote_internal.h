@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "control/remote.h"
+#include "control/sglang_seed.h"
 #include "model/reshard.h"
 
 struct remote {
@@ -14,13 +15,24 @@ struct remote {
     struct lease lease;
     bool leased;
     uint64_t leased_ns; /* when the lease was opened or renewed last */
-    struct transport_choice choice;
+    struct transport_choice choice; /* of sglang: towards the first engine */
+    struct sglang_options sglang_options;
+    struct sglang_seed *sglang;          /* NULL: a seed of ours */
     struct transport_session **sessions; /* [manifest->rank_count] that granted mappings, or NULL */
     uint64_t opened_ns;
 };
 
 /* Options of fork/ for this remote, verification included. */
 void remote_fork_options(struct remote *remote, struct fork_options *ret_options);
+
+/* Whether what comes from them is verified: that it is asked for, and that all have digests. */
+bool remote_verifies(struct remote *const *remotes, uint32_t count);
+/* Says so in the result: verified, and if it cannot be, why. */
+void remote_say_verified(struct remote *const *remotes, uint32_t count,
+                         struct remote_result *result);
+/* RF_E_UNSUPPORTED if `verify` is asked for in so many words, and one of them has no digests. */
+enum rf_code remote_refuse_verify(struct remote *const *remotes, uint32_t count, bool verify,
+                                  struct rf_error *err);
 
 /* Everything that moves in one fork. */
 struct remote_run {

@@ -272,8 +272,11 @@ enum rf_code remote_fork_memory(struct remote *remote, enum remote_memory memory
     struct store *store = NULL;
     rf_autofree struct digest_table **tables =
         calloc((size_t)manifest->rank_count + 1, sizeof(struct digest_table *));
-    enum rf_code code = tables != NULL ? store_create(remote->manifest, &store, err)
-                                       : rf_fail(err, RF_E_NOMEM, "no memory for digests");
+    enum rf_code code = remote_refuse_verify(&remote, 1, verify_mapped, err);
+
+    if (code == RF_OK)
+        code = tables != NULL ? store_create(remote->manifest, &store, err)
+                              : rf_fail(err, RF_E_NOMEM, "no memory for digests");
 
     if (code != RF_OK)
         return code;
@@ -281,7 +284,8 @@ enum rf_code remote_fork_memory(struct remote *remote, enum remote_memory memory
         tables[i] = store->ranks[i].digests;
     code = result.mapped ? map_all(remote, store, &result, err)
                          : copy_all(remote, store, tables, &result, err);
-    result.verified = code == RF_OK && !result.mapped && remote->options->verify;
+    if (!result.mapped)
+        remote_say_verified(&remote, 1, &result);
     if (code == RF_OK && result.mapped && verify_mapped) {
         code = verify_mapped_pages(remote, store, err);
         result.verified = code == RF_OK;

@@ -67,6 +67,18 @@ static struct shard_request request_of(const struct manifest *seed,
     return request;
 }
 
+bool remote_shape_is_own(const struct remote *remote, const struct remote_shape *shape)
+{
+    const struct manifest *seed = remote->manifest;
+    const struct rank_id *id = &seed->ranks[0].id;
+
+    return seed->stage == STAGE_PROCESSED && seed->rank_count == id->tp_size &&
+           (shape->tp_size == 0 || shape->tp_size == id->tp_size) &&
+           (shape->ep_size == 0 || shape->ep_size == id->ep_size) && shape->ranks == NULL &&
+           shape->plan == NULL &&
+           (shape->layout == NULL || strcmp(shape->layout, seed->layout) == 0);
+}
+
 static enum rf_code want_shape(struct remote *remote, const struct remote_shape *shape,
                                struct manifest **ret_wanted, struct rf_error *err)
 {
@@ -75,6 +87,11 @@ static enum rf_code want_shape(struct remote *remote, const struct remote_shape 
     struct model_config *config = NULL;
     struct plan *built_in = NULL;
 
+    if (seed->stage == STAGE_PROCESSED)
+        return rf_fail(err, RF_E_MISMATCH,
+                       "%s does not say what its tensors are made of: nothing but all of its "
+                       "%" PRIu32 " ranks can be made of them, in layout %.60s",
+                       client_url(remote->client), seed->rank_count, seed->layout);
     /* What a folder holds that was not cut at all: no plan is needed for that. */
     bool first = shape->ranks == NULL || (shape->rank_count == 1 && shape->ranks[0] == 0);
     if (first && request.tp_size == 1 && request.ep_size <= 1 && shape->plan == NULL &&
@@ -313,7 +330,8 @@ static enum rf_code copy_all(const struct remote_reshard *reshard, struct store 
     run.moves = moves;
     if (code == RF_OK)
         code = remote_copy_ranks(&run, reshard->plan, store, result, err);
-    result->verified = code == RF_OK && reshard->remotes[0]->options->verify;
+    if (code == RF_OK)
+        remote_say_verified(reshard->remotes, reshard->remote_count, result);
     return code;
 }
 
@@ -324,8 +342,11 @@ enum rf_code remote_reshard_memory(struct remote_reshard *reshard, enum remote_m
     struct remote *first = reshard->remotes[0];
     struct remote_result result = {.mapped = memory == REMOTE_SHARE && all_map(reshard)};
     struct store *store = NULL;
-    enum rf_code code = store_create(reshard->wanted, &store, err);
+    enum rf_code code =
+        remote_refuse_verify(reshard->remotes, reshard->remote_count, verify_mapped, err);
 
+    if (code == RF_OK)
+        code = store_create(reshard->wanted, &store, err);
     if (code != RF_OK)
         return code;
     if (result.mapped)
@@ -370,7 +391,7 @@ enum rf_code remote_reshard_dest(struct remote_reshard *reshard, const struct fo
     struct remote *first = reshard->remotes[0];
     rf_autofree struct fork_move *moves = NULL;
     const struct fork_target target = {.dest = dest};
-    struct remote_result result = {.verified = first->options->verify};
+    struct remote_result result = {.bytes = 0};
     struct remote_run run = {
         .remotes = reshard->remotes,
         .remote_count = reshard->remote_count,
@@ -381,6 +402,7 @@ enum rf_code remote_reshard_dest(struct remote_reshard *reshard, const struct fo
     if (reshard->wanted->rank_count != 1)
         return rf_fail(err, RF_E_UNSUPPORTED, "%" PRIu32 " ranks for one destination",
                        reshard->wanted->rank_count);
+    remote_say_verified(reshard->remotes, reshard->remote_count, &result);
     enum rf_code code = make_moves(reshard, &moves, &run.move_count, err);
     run.moves = moves;
     if (code == RF_OK)

@@ -22,6 +22,10 @@ struct remote_shape {
 
 struct remote_reshard;
 
+/* Whether a seed's own ranks as they are have this shape, of one that says so little of them that
+ * nothing else can be made of them (stage processed). Others are asked by remote_reshard_plan(). */
+bool remote_shape_is_own(const struct remote *remote, const struct remote_shape *shape);
+
 /* Agrees with the seeds on what moves, before a byte does; takes milliseconds. Remotes are
  * borrowed. Errors: RF_E_MISMATCH (seeds of different models, tensors that differ, a byte that
  * no seed has: names tensor, slice and rank), RF_E_INVAL (sizes that do not divide),

@@ -8,10 +8,12 @@
 
 struct running {
     const struct remote_run *run;
-    struct fork_peer *peers;     /* [remote_count] */
+    struct fork_peer *peers;     /* [peer_count] runs of ranks that one connection reaches */
+    struct remote **owners;      /* [peer_count] */
     struct fork_source *sources; /* [source_count] */
     bool *used;                  /* [source_count] by a move */
     uint32_t source_count;
+    uint32_t peer_count;
 };
 
 static enum rf_code fetch_digests(void *ctx, uint32_t source, struct digest_table *table,
@@ -19,7 +21,7 @@ static enum rf_code fetch_digests(void *ctx, uint32_t source, struct digest_tabl
 {
     const struct running *running = ctx;
     const struct fork_source *of = &running->sources[source];
-    struct remote *remote = running->run->remotes[of->peer];
+    struct remote *remote = running->owners[of->peer];
 
     return client_digests(remote->client, of->rank, (uint64_t)clock_left_ms(deadline_ns), table,
                           err);
@@ -34,6 +36,7 @@ static void running_free(struct running *running)
             digest_table_destroy(running->sources[i].table);
     }
     free(running->peers);
+    free(running->owners);
     free(running->sources);
     free(running->used);
 }
@@ -56,29 +59,42 @@ static enum rf_code make_tables(struct running *running, struct rf_error *err)
     return RF_OK;
 }
 
+/* The ranks of a remote, and the peers that have them: one for all ranks of a seed of ours. */
+static void add_sources(struct running *running, struct remote *remote)
+{
+    for (uint32_t rank = 0; rank < remote->manifest->rank_count; rank++) {
+        struct fork_peer *last = &running->peers[running->peer_count];
+        struct remote_peer peer;
+
+        remote_peer(remote, rank, &peer);
+        if (rank == 0 || last[-1].choice != peer.choice) {
+            *last = (struct fork_peer){.choice = peer.choice,
+                                       .token = peer.token,
+                                       .name = peer.name,
+                                       .directory = peer.directory};
+            running->owners[running->peer_count++] = remote;
+        }
+        running->sources[running->source_count++] = (struct fork_source){
+            .manifest = remote->manifest, .peer = running->peer_count - 1, .rank = rank};
+    }
+}
+
 static enum rf_code running_init(struct running *running, struct rf_error *err)
 {
     const struct remote_run *run = running->run;
-    uint32_t at = 0;
+    size_t count = 1;
 
     for (uint32_t i = 0; i < run->remote_count; i++)
-        running->source_count += run->remotes[i]->manifest->rank_count;
-    running->peers = calloc((size_t)run->remote_count + 1, sizeof(*running->peers));
-    running->sources = calloc((size_t)running->source_count + 1, sizeof(*running->sources));
-    running->used = calloc((size_t)running->source_count + 1, sizeof(*running->used));
-    if (running->peers == NULL || running->sources == NULL || running->used == NULL)
-        return rf_fail(err, RF_E_NOMEM, "no memory for a fork from %" PRIu32 " ranks",
-                       running->source_count);
-    for (uint32_t i = 0; i < run->remote_count; i++) {
-        const struct remote *remote = run->remotes[i];
-
-        running->peers[i] = (struct fork_peer){.choice = &remote->choice,
-                                               .token = remote->lease.token,
-                                               .name = client_url(remote->client)};
-        for (uint32_t rank = 0; rank < remote->manifest->rank_count; rank++)
-            running->sources[at++] =
-                (struct fork_source){.manifest = remote->manifest, .peer = i, .rank = rank};
-    }
+        count += run->remotes[i]->manifest->rank_count;
+    running->peers = calloc(count, sizeof(*running->peers));
+    running->owners = calloc(count, sizeof(struct remote *));
+    running->sources = calloc(count, sizeof(*running->sources));
+    running->used = calloc(count, sizeof(*running->used));
+    if (running->peers == NULL || running->owners == NULL || running->sources == NULL ||
+        running->used == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for a fork from %zu ranks", count - 1);
+    for (uint32_t i = 0; i < run->remote_count; i++)
+        add_sources(running, run->remotes[i]);
     for (uint64_t i = 0; i < run->move_count; i++)
         running->used[run->moves[i].source] = true;
     return make_tables(running, err);
@@ -119,12 +135,13 @@ enum rf_code remote_run(const struct remote_run *run, struct remote_result *resu
             .targets = run->targets,
             .moves = run->moves,
             .move_count = run->move_count,
-            .peer_count = run->remote_count,
+            .peer_count = running.peer_count,
             .source_count = running.source_count,
             .target_count = run->target_count,
         };
 
         remote_fork_options(first, &options);
+        options.verify = remote_verifies(run->remotes, run->remote_count);
         options.digests = fetch_digests;
         options.digests_ctx = &running;
         code = fork_run(&plan, &options, &stats, err);
@@ -195,8 +212,9 @@ enum rf_code remote_fork_dest(struct remote *remote, uint32_t rank, const struct
                               struct remote_result *ret_result, struct rf_error *err)
 {
     const struct manifest *manifest = remote->manifest;
-    struct remote_result result = {.verified = remote->options->verify};
+    struct remote_result result = {.bytes = 0};
 
+    remote_say_verified(&remote, 1, &result);
     if (rank >= manifest->rank_count)
         return rf_fail(err, RF_E_MISMATCH, "rank %" PRIu32 ": %s has %" PRIu32 " of them", rank,
                        client_url(remote->client), manifest->rank_count);
