@@ -8,7 +8,7 @@
 #include "cli/options.h"
 #include "cli/output.h"
 #include "cli/signals.h"
-#include "control/client.h"
+#include "control/sglang_seed.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -100,6 +100,25 @@ static void judge(struct doctor_path *path, const struct endpoint *endpoint)
         transport->judge(endpoint, &path->verdict);
 }
 
+/* A server that is no seed of ours. */
+static enum rf_code look_at_sglang(struct doctor *doctor, struct client *client,
+                                   uint64_t timeout_ms, struct rf_error *err)
+{
+    const struct sglang_options options = {
+        .timeout_ms = timeout_ms, .cancel = signals_flag(), .cancel_fd = signals_fd()};
+    struct sglang_seed *seed = NULL;
+    enum rf_code code = sglang_seed_open(client, &options, &seed, err);
+
+    if (code == RF_AGAIN) /* nobody waits here */
+        return RF_E_UNREACHABLE;
+    if (code == RF_OK)
+        code = sglang_seed_info(seed, &doctor->info, err);
+    if (code == RF_OK && doctor->info.endpoint_count > 1)
+        doctor->info.endpoint_count = 1; /* the engines are reached alike */
+    sglang_seed_close(seed);
+    return code;
+}
+
 static enum rf_code look_there(struct doctor *doctor, const char *url, uint64_t timeout_ms,
                                struct rf_error *err)
 {
@@ -110,6 +129,8 @@ static enum rf_code look_there(struct doctor *doctor, const char *url, uint64_t 
 
     if (code == RF_OK)
         code = client_instance(client, &doctor->info, err);
+    if (code != RF_OK && client != NULL && client_is_foreign(client))
+        code = look_at_sglang(doctor, client, timeout_ms, err);
     client_destroy(client);
     if (code != RF_OK)
         return code;
@@ -159,6 +180,8 @@ static void print_host(const struct host_facts *host)
 static void print_seed(const struct doctor *doctor)
 {
     output_put("\nTowards %s (%s, %s)\n", doctor->url, doctor->info.model, doctor->info.state);
+    if (doctor->info.state_reason[0] != '\0')
+        output_put("  %s\n", doctor->info.state_reason);
     for (uint32_t i = 0; i < doctor->info.endpoint_count; i++)
         print_path(&doctor->there[i]);
     if (doctor->info.refused_transports[0] != '\0')

@@ -53,6 +53,14 @@ static const struct option_spec fork_options[] = {
     TRANSFER_ROW_RETRIES(AT_TRANSFER),
     TRANSFER_ROW_TIMEOUT(AT_TRANSFER),
     TRANSFER_ROW_WAIT_READY(AT_TRANSFER),
+    TRANSFER_ROW_SEED_API(AT_TRANSFER),
+    TRANSFER_ROW_TE_DATA_HOST(AT_TRANSFER),
+    {.name = "model-path",
+     .type = OPTION_TEXT,
+     .arg = "DIR",
+     .offset = offsetof(struct fork_command, transfer.model_path),
+     .help = "Folder of the model, of an SGLang seed, which says no shapes and dtypes: they come "
+             "from the headers of DIR's weight files (no weights are read), side files too."},
     {.name = "shard-size",
      .type = OPTION_SIZE,
      .arg = "SIZE",
@@ -126,10 +134,15 @@ static void say_lines(const struct fork_command *command, const struct seeds *se
     if (!result->mapped && result->seconds > 0)
         buf_printf(&line, ", %s", size_rate_text((double)result->bytes / result->seconds, rate));
     buf_printf(&line, ", %s", result->verified ? "verified" : "not verified");
+    if (result->unverified[0] != '\0')
+        buf_printf(&line, " (%s)", result->unverified);
     if (result->chunks_retried > 0)
         buf_printf(&line, ", %" PRIu64 " chunks read again", result->chunks_retried);
     if (command->output != NULL)
         buf_printf(&line, "; wrote %s", command->output);
+    if (command->output != NULL && seeds_manifest(seeds)->rank_count > 1)
+        buf_printf(&line, ", a weight file for each of %" PRIu32 " ranks",
+                   seeds_manifest(seeds)->rank_count);
     if (line.failed)
         return;
     rf_text_sanitise((char *)line.data);

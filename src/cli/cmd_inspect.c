@@ -136,6 +136,8 @@ static void inspect_lines(const struct inspect *inspect)
     output_put("manifest       %s\n", inspect->id);
     if (inspect->root[0] != '\0')
         output_put("root digest    %s\n", inspect->root);
+    else if (inspect->subject.sglang != NULL)
+        output_put("root digest    none: asked in SGLang's way, the seed has no digests\n");
     else
         output_put("root digest    not made yet: --digest %s\n",
                    inspect->subject.client != NULL ? "waits for it" : "reads all bytes");

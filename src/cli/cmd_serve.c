@@ -89,6 +89,8 @@ static const struct option_spec serve_options[] = {
     TRANSFER_ROW_RETRIES(AT_TRANSFER),
     TRANSFER_ROW_TIMEOUT(AT_TRANSFER),
     TRANSFER_ROW_WAIT_READY(AT_TRANSFER),
+    TRANSFER_ROW_SEED_API(AT_TRANSFER),
+    TRANSFER_ROW_TE_DATA_HOST(AT_TRANSFER),
     {.type = OPTION_HEADING, .help = "Serving"},
     {.name = "host",
      .type = OPTION_TEXT,

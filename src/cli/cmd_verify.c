@@ -151,6 +151,13 @@ static enum rf_code verify_seed(struct verify *verify, struct rf_error *err)
     enum rf_code code = remote_open(verify->text, &options, transfer->wait_ready_ms, &remote, err);
     if (code != RF_OK)
         return code;
+    if (!remote_has_digests(remote)) {
+        remote_close(remote);
+        return rf_fail(err, RF_E_UNSUPPORTED,
+                       "%s is asked in SGLang's way, which knows no digests: there is nothing to "
+                       "verify it by",
+                       verify->text);
+    }
     progress_begin(verify->text, manifest_total_bytes(remote_manifest(remote)));
     code = transfer_maps(transfer, remote) ? map_all(remote, &result, err)
                                            : drop_all(remote, &result, err);

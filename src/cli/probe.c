@@ -17,8 +17,7 @@ enum {
 
 /* Shared by the connections. */
 struct probe {
-    const struct transport_choice *choice;
-    const struct lease *lease;
+    struct remote_peer peer; /* who has the rank */
     const struct transfer_options *options;
     uint32_t rank;
     uint64_t stream_bytes;
@@ -63,7 +62,7 @@ static uint64_t grown(uint64_t bytes)
 static enum rf_code probe_reads(struct probe *probe, struct transport_session *session,
                                 uint8_t *scratch, struct rf_error *err)
 {
-    const struct transport *transport = probe->choice->transport;
+    const struct transport *transport = probe->peer.choice->transport;
     uint64_t bytes = PROBE_FIRST_BYTES;
 
     for (; clock_now_ns() < probe->deadline_ns; bytes = grown(bytes)) {
@@ -113,19 +112,20 @@ static enum rf_code probe_connection(void *ctx, uint64_t item, struct rf_error *
         .cancel = signals_flag(),
         .cancel_fd = signals_fd(),
         .connections = probe->connections,
+        .directory = probe->peer.directory,
     };
+    const struct transport *transport = probe->peer.choice->transport;
     struct transport_session *session = NULL;
     uint8_t *scratch = malloc(PROBE_SCRATCH_BYTES);
 
     (void)item;
     if (scratch == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for a probe");
-    memcpy(options.token, probe->lease->token, sizeof(options.token));
-    enum rf_code code =
-        probe->choice->transport->open(&probe->choice->endpoint, &options, &session, err);
+    memcpy(options.token, probe->peer.token, sizeof(options.token));
+    enum rf_code code = transport->open(&probe->peer.choice->endpoint, &options, &session, err);
     if (code == RF_OK)
         code = probe_reads(probe, session, scratch, err);
-    probe->choice->transport->close(session);
+    transport->close(session);
     free(scratch);
     return code;
 }
@@ -145,12 +145,9 @@ enum rf_code probe_run(struct remote *remote, const struct transfer_options *opt
                        struct probe_result *ret_result, struct rf_error *err)
 {
     const struct manifest *manifest = remote_manifest(remote);
-    const struct transport_choice *choice = remote_choice(remote);
-    unsigned usual = choice->transport->default_connections;
+    unsigned usual = remote_choice(remote)->transport->default_connections;
     struct lease lease;
     struct probe probe = {
-        .choice = choice,
-        .lease = &lease,
         .options = options,
         .rank = largest_rank(manifest),
         .connections = options->connections != 0 ? (unsigned)options->connections : usual,
@@ -161,14 +158,21 @@ enum rf_code probe_run(struct remote *remote, const struct transfer_options *opt
     probe.stream_bytes = manifest->rank_count > 0 ? manifest->ranks[probe.rank].stream_bytes : 0;
     atomic_init(&probe.next, 0);
     atomic_init(&probe.bytes, 0);
-    enum rf_code code = client_lease_open(remote_client(remote), &lease, err);
+    bool leases = remote_has_digests(remote); /* as all seeds of ours */
+    enum rf_code code = RF_OK;
+    remote_peer(remote, probe.rank, &probe.peer);
+    if (leases)
+        code = client_lease_open(remote_client(remote), &lease, err);
     if (code != RF_OK)
         return code;
+    if (leases)
+        probe.peer.token = lease.token;
     uint64_t start_ns = clock_now_ns();
     probe.deadline_ns = clock_deadline_ns(PROBE_MS);
     code = thread_parallel(probe.connections, probe.connections, probe_connection, &probe, err);
     double seconds = clock_seconds(start_ns, clock_now_ns());
-    client_lease_close(remote_client(remote), &lease);
+    if (leases)
+        client_lease_close(remote_client(remote), &lease);
     if (code != RF_OK)
         return code;
     uint64_t bytes = atomic_load_explicit(&probe.bytes, memory_order_relaxed);

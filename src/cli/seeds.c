@@ -31,6 +31,8 @@ static enum rf_code agree(struct seeds *seeds, const struct shard_options *shard
         shape.ranks = seeds->shards.ranks.list;
         shape.rank_count = seeds->shards.ranks.count;
     }
+    if (seeds->count == 1 && remote_shape_is_own(seeds->remotes[0], &shape))
+        return RF_OK;
     code = remote_reshard_plan(seeds->remotes, seeds->count, &shape, &seeds->reshard, err);
     if (code == RF_OK && remote_reshard_is_plain(seeds->reshard)) {
         /* Then all its digests are the seed's too. */
@@ -43,9 +45,7 @@ static enum rf_code agree(struct seeds *seeds, const struct shard_options *shard
 /* A seed that is whole is written as it is. */
 static enum rf_code agree_whole(struct seeds *seeds, struct rf_error *err)
 {
-    const struct manifest *manifest = remote_manifest(seeds->remotes[0]);
-
-    if (seeds->count == 1 && manifest->rank_count == 1 && manifest->source_count == 0)
+    if (seeds->count == 1 && remote_folder_is_plain(seeds->remotes[0]))
         return RF_OK;
     return remote_reshard_whole(seeds->remotes, seeds->count, &seeds->reshard, err);
 }

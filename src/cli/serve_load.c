@@ -11,6 +11,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- from disk ---- */
 
@@ -162,9 +163,15 @@ static void say_taking(const struct serve_command *command, const struct seeds *
 static enum rf_code load_seed(const struct serve_command *command, struct serve_loaded *loaded,
                               struct rf_error *err)
 {
-    const struct transfer_options *transfer = &command->transfer;
+    struct transfer_options options = command->transfer;
+    const struct transfer_options *transfer = &options;
     struct remote_result result;
     struct seeds seeds;
+
+    /* SGLang's users name models of the hub here, which need not be on this machine. */
+    bool there = command->model_path != NULL && access(command->model_path, F_OK) == 0;
+    if (there)
+        options.model_path = command->model_path;
     enum rf_code code = seeds_open_list(command->from, transfer, &command->shard, &seeds, err);
 
     if (code == RF_OK) {
@@ -179,6 +186,13 @@ static enum rf_code load_seed(const struct serve_command *command, struct serve_
     seeds_close(&seeds);
     if (code != RF_OK)
         return code;
+    if (result.unverified[0] != '\0' && command->model_path != NULL && !there)
+        output_note(
+            "%s is no folder here: the seed's tensors were taken as they are, without their "
+            "shapes and dtypes",
+            command->model_path);
+    if (result.unverified[0] != '\0')
+        output_note("not verified: %s; digests are made of what came", result.unverified);
     loaded->source = command->from;
     loaded->verified = result.verified;
     snprintf(loaded->transport, sizeof(loaded->transport), "%s", result.transport);

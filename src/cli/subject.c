@@ -27,6 +27,31 @@ bool subject_is_url(const char *text)
            access(text, F_OK) != 0;
 }
 
+static enum rf_code open_sglang(struct subject *subject, struct rf_error *err)
+{
+    subject->sglang_options = (struct sglang_options){
+        .timeout_ms = subject->timeout_ms,
+        .cancel = signals_flag(),
+        .cancel_fd = signals_fd(),
+    };
+    enum rf_code code =
+        sglang_seed_open(subject->client, &subject->sglang_options, &subject->sglang, err);
+    if (code == RF_AGAIN) /* nobody waits here */
+        return RF_E_UNREACHABLE;
+    if (code != RF_OK)
+        return code;
+    subject->manifest = manifest_ref(sglang_seed_manifest(subject->sglang));
+    return sglang_seed_info(subject->sglang, &subject->info, err);
+}
+
+static enum rf_code no_digests(const struct subject *subject, struct rf_error *err)
+{
+    return rf_fail(err, RF_E_UNSUPPORTED,
+                   "%s is asked in SGLang's way, which knows no digests: fork it (-o DIR) and look "
+                   "at what came",
+                   subject->text);
+}
+
 static enum rf_code open_seed(struct subject *subject, struct rf_error *err)
 {
     const struct client_options options = {
@@ -37,6 +62,8 @@ static enum rf_code open_seed(struct subject *subject, struct rf_error *err)
 
     if (code == RF_OK)
         code = client_instance(subject->client, &subject->info, err);
+    if (code != RF_OK && subject->client != NULL && client_is_foreign(subject->client))
+        return open_sglang(subject, err);
     if (code == RF_OK && strcmp(subject->info.state, "failed") == 0)
         code = rf_fail(err, RF_E_CHANGED, "%s has stopped serving: %s", client_url(subject->client),
                        subject->info.state_reason);
@@ -117,6 +144,7 @@ void subject_close(struct subject *subject)
     if (subject->folder != NULL)
         model_folder_close(subject->folder);
     free(subject->folder);
+    sglang_seed_close(subject->sglang);
     client_destroy(subject->client);
     instance_info_free(&subject->info);
     store_destroy(subject->store);
@@ -196,6 +224,8 @@ static enum rf_code folder_root(struct subject *subject, uint8_t ret_root[HASH_M
 enum rf_code subject_root(struct subject *subject, uint8_t ret_root[HASH_MAX_BYTES],
                           struct rf_error *err)
 {
+    if (subject->sglang != NULL)
+        return no_digests(subject, err);
     return subject->client != NULL ? seed_root(subject, ret_root, err)
                                    : folder_root(subject, ret_root, err);
 }
@@ -256,6 +286,8 @@ enum rf_code subject_tensor_digests(struct subject *subject, uint32_t rank,
     const struct manifest_rank *entry = &subject->manifest->ranks[rank];
     uint64_t patience_ms = subject->timeout_ms + entry->stream_bytes / SOURCE_SLOW_BYTES_PER_MS;
 
+    if (subject->sglang != NULL)
+        return no_digests(subject, err);
     if (subject->client == NULL)
         return folder_tensors(subject, rank, ret_table, err);
     return client_tensor_digests(subject->client, rank, entry->tensor_count,

@@ -5,6 +5,7 @@
 #define CLI_SUBJECT_H
 
 #include "control/client.h"
+#include "control/sglang_seed.h"
 #include "format/model_folder.h"
 #include "seed/load.h"
 
@@ -15,6 +16,8 @@ struct subject {
     /* of a seed */
     struct client *client; /* NULL: it is a folder or file */
     struct instance_info info;
+    struct sglang_options sglang_options;
+    struct sglang_seed *sglang; /* NULL: a seed of ours; else one without digests */
     /* of a folder or file: over the files themselves, nothing is held in memory but what ranks are
      * made of */
     struct store *store;
@@ -42,12 +45,12 @@ enum rf_code subject_open_shards(const char *path, const struct load_shards *sha
 void subject_close(struct subject *subject);
 
 /* Model root: reads every byte of a folder; of a seed fetches the chunk digests, waiting while
- * it still makes them. */
+ * it still makes them. RF_E_UNSUPPORTED: the seed has none. */
 enum rf_code subject_root(struct subject *subject, uint8_t ret_root[HASH_MAX_BYTES],
                           struct rf_error *err);
 
 /* Digests of a rank's tensors, made anew: reads every byte, here or at the seed. The caller
- * destroys *ret_table. */
+ * destroys *ret_table. RF_E_UNSUPPORTED: the seed has none. */
 enum rf_code subject_tensor_digests(struct subject *subject, uint32_t rank,
                                     struct digest_table **ret_table, struct rf_error *err);
 

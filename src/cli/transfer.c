@@ -7,6 +7,27 @@
 
 #include <string.h>
 
+static const struct {
+    const char *name;
+    enum remote_seed_api api;
+} seed_apis[] = {
+    {"auto", REMOTE_API_AUTO},
+    {"rfork", REMOTE_API_RFORK},
+    {"sglang", REMOTE_API_SGLANG},
+};
+
+enum { SEED_API_COUNT = sizeof(seed_apis) / sizeof(seed_apis[0]) };
+
+/* Its place in the list; SEED_API_COUNT if it is not there. */
+static unsigned find_seed_api(const char *name)
+{
+    unsigned i = 0;
+
+    while (i < SEED_API_COUNT && strcmp(seed_apis[i].name, name) != 0)
+        i++;
+    return i;
+}
+
 int transfer_check(const char *command, const struct transfer_options *options)
 {
     const struct transport *transport;
@@ -19,6 +40,9 @@ int transfer_check(const char *command, const struct transfer_options *options)
     if (strcmp(options->transport, "auto") != 0 &&
         transport_find(options->transport, &transport, &error) != RF_OK)
         return output_usage(command, "%s: --transport: %s", command, error.text);
+    if (options->seed_api != NULL && find_seed_api(options->seed_api) == SEED_API_COUNT)
+        return output_usage(command, "%s: --seed-api: %.40s is none of auto, rfork, sglang",
+                            command, options->seed_api);
     return OPTIONS_GO_ON;
 }
 
@@ -34,7 +58,11 @@ void transfer_remote_options(const struct transfer_options *options,
         .cancel = signals_flag(),
         .cancel_fd = signals_fd(),
         .progress = progress_set,
+        .te_data_hosts = options->te_data_hosts,
+        .model_path = options->model_path,
     };
+    if (options->seed_api != NULL && find_seed_api(options->seed_api) < SEED_API_COUNT)
+        ret_options->seed_api = seed_apis[find_seed_api(options->seed_api)].api;
 }
 
 bool transfer_maps(const struct transfer_options *options, const struct remote *remote)
@@ -77,6 +105,7 @@ void transfer_json(const struct remote *remote, const struct manifest *manifest,
     jsonout_text(out, "reason", result->reason);
     jsonout_bool(out, "mapped", result->mapped);
     jsonout_bool(out, "verified", result->verified);
+    jsonout_text_or_null(out, "unverified_reason", result->unverified);
     jsonout_text_or_null(out, "root_digest", transfer_root_text(remote, result, root));
     jsonout_u64(out, "chunks", result->chunks);
     jsonout_u64(out, "chunks_retried", result->chunks_retried);

@@ -15,6 +15,9 @@ struct transfer_options {
     bool no_verify;
     bool verify; /* mapped bytes too */
     bool copy;
+    const char *seed_api;
+    const char *te_data_hosts;
+    const char *model_path; /* of the model's folder, for seeds that say names and sizes alone */
 };
 
 enum { TRANSFER_MAX_CONNECTIONS = 64, TRANSFER_MAX_RETRIES = 1000 };
@@ -55,6 +58,15 @@ enum { TRANSFER_MAX_CONNECTIONS = 64, TRANSFER_MAX_RETRIES = 1000 };
     {.name = "copy", .type = OPTION_FLAG,                                                          \
      .offset = (at) + offsetof(struct transfer_options, copy),                                     \
      .help = "Take the weights into memory of our own even where the seed's could be shared."}
+#define TRANSFER_ROW_SEED_API(at)                                                                  \
+    {.name = "seed-api", .type = OPTION_TEXT, .arg = "auto|rfork|sglang", .fallback = "auto",      \
+     .env = "RFORK_SEED_API", .offset = (at) + offsetof(struct transfer_options, seed_api),        \
+     .help = "How the seed is asked what it has. auto: as an rfork seed, and a server that is "    \
+             "none in SGLang's way."}
+#define TRANSFER_ROW_TE_DATA_HOST(at)                                                              \
+    {.name = "te-data-host", .type = OPTION_TEXT, .arg = "ADDR,...|any",                           \
+     .offset = (at) + offsetof(struct transfer_options, te_data_hosts),                            \
+     .help = "Hosts that a TransferEngine may name for its data, besides the one that was asked."}
 /* clang-format on */
 
 /* Checks what no single option can; prints what is wrong. OPTIONS_GO_ON or 2. */

@@ -348,12 +348,16 @@ static enum rf_code prepare_ranks(struct out *out, struct rf_error *err)
 
     for (uint32_t i = 0; code == RF_OK && i < manifest->rank_count; i++) {
         struct shard shard;
+        struct aliases aliases = {.count = 0};
 
         (void)cut_shards(&manifest->ranks[i], UINT64_MAX, &shard);
         shard.rank = i;
         snprintf(name, sizeof(name), "model-rank-%05" PRIu32 "-of-%05" PRIu32 ".safetensors",
                  manifest->ranks[i].id.tp, manifest->ranks[i].id.tp_size);
-        code = write_shard(out, &shard, name, err);
+        code = find_aliases(&manifest->ranks[i], &aliases, err);
+        if (code == RF_OK)
+            code = write_shard(out, &aliases, &shard, name, err);
+        free(aliases.list);
     }
     return code == RF_OK ? put_side_files(out, err) : code;
 }

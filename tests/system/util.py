@@ -209,7 +209,8 @@ def check_report(text):
 
 def environment(extra=None):
     """Ours without what would change the program's defaults, and with a proxy that must not be used."""
-    variables = ("RFORK_TRANSPORT", "RFORK_CONNECTIONS", "RFORK_TIMEOUT", "RFORK_LOG_LEVEL")
+    variables = ("RFORK_TRANSPORT", "RFORK_CONNECTIONS", "RFORK_TIMEOUT", "RFORK_LOG_LEVEL",
+                 "RFORK_SEED_API")
     mine = {name: value for name, value in os.environ.items() if name not in variables}
     return {**mine, "http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9", **(extra or {})}
 
