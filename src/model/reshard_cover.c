@@ -116,6 +116,7 @@ static void missing_rank_text(const struct rs *rs, const struct rs_rank *rank,
                 (search->known && piece->axis != search->axis))
                 continue;
             missing.tp = (uint32_t)(at / piece->count);
+            missing.ep = (uint32_t)((uint64_t)missing.tp * missing.ep_size / missing.tp_size);
             rank_id_text(&missing, out);
             return;
         }

@@ -208,6 +208,10 @@ class Experts(Reshard):
             self.rfork_ok("fork", seed.url, "-o", self.path("copy"))
             self.assert_same_files(model, self.path("copy"))
 
+    def test_a_rank_that_nobody_has_is_named_with_its_group(self):
+        with self.cut(self.moe(), 4, "--ep", 2, "--ranks", "0,1") as seed:
+            self.rfork_fails(util.MISMATCH, "fork", seed.url, "--tp", 1, says=r"it would be in tp2/4,ep1/2")
+
     def test_groups_that_do_not_divide_are_refused(self):
         with self.cut(self.moe(), 2, "--layout", "sglang") as seed:
             self.rfork_fails(util.INVAL, "fork", seed.url, "--tp", 4, "--ep", 3, says="ep 3: does not divide tp 4")
