@@ -34,6 +34,7 @@ struct item_slot {
     uint64_t index; /* of the item */
     uint64_t done;
     bool busy;
+    bool large;
 
     /* Straight to its places: */
     struct iovec *places;
@@ -50,7 +51,8 @@ struct item_slot {
     uint32_t hint;  /* segment of a destination */
 };
 
-void item_slot_init(struct item_slot *slot, const struct fork_plan *plan,
+/* large: the fork is more than a cache holds. */
+void item_slot_init(struct item_slot *slot, const struct fork_plan *plan, bool large,
                     atomic_uint_fast64_t *arrived_bytes);
 void item_slot_free(struct item_slot *slot);
 /* Aims the slot at an item. verify: hash what comes. RF_E_NOMEM. */

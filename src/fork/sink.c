@@ -101,12 +101,13 @@ static enum rf_code slot_took(struct sink *sink, uint64_t bytes, struct rf_error
 
 /* ---- aiming ---- */
 
-void item_slot_init(struct item_slot *slot, const struct fork_plan *plan,
+void item_slot_init(struct item_slot *slot, const struct fork_plan *plan, bool large,
                     atomic_uint_fast64_t *arrived_bytes)
 {
     *slot = (struct item_slot){
         .sink = {.where = slot_where, .took = slot_took},
         .plan = plan,
+        .large = large,
         .arrived_bytes = arrived_bytes,
     };
 }
@@ -290,6 +291,7 @@ enum rf_code item_slot_begin(struct item_slot *slot, const struct item *item, ui
         .user = slot,
         .digest = item->kind != ITEM_CHUNK ? slot->algorithm : 0,
     };
+    slot->sink.cold = slot->algorithm == 0 && !slot->bounces && slot->large;
     slot->busy = true;
     return RF_OK;
 }

@@ -260,7 +260,8 @@ void *fork_worker_main(void *arg)
                                : window > FORK_MAX_WINDOW ? FORK_MAX_WINDOW
                                                           : window);
     for (unsigned i = 0; i < worker.window; i++)
-        item_slot_init(&worker.slots[i], job->plan, &job->arrived_bytes);
+        item_slot_init(&worker.slots[i], job->plan, job->list.bytes >= MEMORY_STREAM_BYTES,
+                       &job->arrived_bytes);
     worker_serve(&worker);
     for (unsigned i = 0; i < worker.window; i++)
         item_slot_free(&worker.slots[i]);

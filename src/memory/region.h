@@ -100,6 +100,13 @@ enum rf_code region_load_spans(struct region *region, const struct region_file *
                                uint32_t span_count, unsigned threads, bool direct,
                                region_progress_fn progress, void *ctx, struct rf_error *err);
 
+/* memcpy() that writes past the caches, for a piece of what is MEMORY_STREAM_BYTES and more in all:
+ * nothing of that stays in a cache until somebody reads it. What a thread copied so is ordered
+ * before what tells other threads of it once it has called memory_stream_end(). */
+enum { MEMORY_STREAM_BYTES = 64 << 20 };
+void memory_stream(void *to, const void *from, size_t bytes);
+void memory_stream_end(void);
+
 /* memcpy on several threads; threads 0 = what this machine needs to saturate memory. */
 void memory_copy(void *dst, const void *src, uint64_t bytes, unsigned threads);
 

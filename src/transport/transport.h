@@ -81,6 +81,8 @@ struct transport_directory;
 /* Where the bytes of one read go. Called only by the session that executes the read, on its
  * thread. */
 struct sink {
+    /* Nobody reads the bytes soon, and there are many: they may be written past the caches. */
+    bool cold;
     /* Fills iov (1 ... max) with where the next bytes go; returns how many entries, and in
      * *ret_bytes their sum (> 0). Never more than is left of the read. The memory stays valid
      * until took(); asked again before that, the latest answer counts. */

@@ -64,11 +64,38 @@ static void large_copies_are_exact_at_any_alignment(void **state)
     free(dst);
 }
 
+/* Rows of any length, from any place to any other, leave their surroundings alone. */
+static void streamed_pieces_are_exact(void **state)
+{
+    (void)state;
+    enum { ROOM = 512 };
+    uint8_t src[ROOM];
+    uint8_t dst[ROOM];
+
+    for (size_t i = 0; i < ROOM; i++)
+        src[i] = (uint8_t)(i % 251 + 1);
+    for (size_t to = 0; to < 66; to += 5) {
+        for (size_t from = 0; from < 66; from += 13) {
+            for (size_t bytes = 0; bytes < 300; bytes += 7) {
+                memset(dst, 0, sizeof dst);
+                memory_stream(dst + to, src + from, bytes);
+                memory_stream_end();
+                assert_memory_equal(dst + to, src + from, bytes);
+                for (size_t i = 0; i < to; i++)
+                    assert_int_equal(dst[i], 0);
+                for (size_t i = to + bytes; i < ROOM; i++)
+                    assert_int_equal(dst[i], 0);
+            }
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_length_is_copied_exactly),
         cmocka_unit_test(large_copies_are_exact_at_any_alignment),
+        cmocka_unit_test(streamed_pieces_are_exact),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -442,7 +442,7 @@ static void several_small_holes_of_a_chunk_are_kept_apart(void **state)
     assert_int_equal(item_list_make(&bed->plan, &list, NULL), RF_OK);
     assert_int_equal(list.count, 1);
     assert_int_equal(list.items[0].kind, ITEM_CHUNK);
-    item_slot_init(&slot, &bed->plan, &arrived);
+    item_slot_init(&slot, &bed->plan, false, &arrived);
     assert_int_equal(item_slot_begin(&slot, &list.items[0], 0, true, NULL), RF_OK);
     assert_false(slot.bounces);
     take_all_at_once(&slot, bed->rig.ranks[0].bytes, CHUNK_BYTES);

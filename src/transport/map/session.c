@@ -388,7 +388,10 @@ static enum rf_code copy_piece(struct transport_session *session, struct sink *s
             if (!layout_cursor_peek(&session->cursor, left, &piece))
                 return rf_fail(err, RF_E_FAILED, "map: the sink offers more than was to be read");
             const uint8_t *from = region_data(piece.region) + piece.region_offset;
-            memcpy(to, from, piece.bytes);
+            if (sink->cold)
+                memory_stream(to, from, piece.bytes);
+            else
+                memcpy(to, from, piece.bytes);
             read_digest_update(&session->digest, from, piece.bytes);
             layout_cursor_skip(&session->cursor, piece.bytes);
             to += piece.bytes;
@@ -399,6 +402,8 @@ static enum rf_code copy_piece(struct transport_session *session, struct sink *s
     if (bytes == 0)
         return rf_fail(err, RF_E_FAILED, "map: the sink offers no place for %" PRIu64 " bytes",
                        session->left_bytes);
+    if (sink->cold)
+        memory_stream_end();
     session->left_bytes -= bytes;
     return sink->took(sink, bytes, err);
 }
