@@ -5,8 +5,8 @@
 #include "control/remote.h"
 #include "model/reshard.h"
 
-/* Whether a move's bytes stay where they are: one piece, not converted, and large enough to be
- * worth a segment of its own. */
+/* Whether a move's bytes stay where they are: not converted, and in pieces large enough to be
+ * worth a segment of their own. */
 bool remote_view_fits(const struct reshard_move *move);
 
 /* Maps what is needed of the remotes (all of which can), makes layouts of views, and copies and

@@ -218,6 +218,26 @@ class Experts(Reshard):
             self.rfork_fails(util.INVAL, "fork", seed.url, "--tp", 16, says="heads")
 
 
+class OwnPages(Reshard):
+    """What lies in pieces of a fair size in the seed's pages stays there, however a tensor is put together of them."""
+
+    LARGE = {"hidden_size": 1024, "head_dim": 64, "intermediate_size": 8192, "vocab_size": 512, "num_hidden_layers": 4}
+
+    def test_only_what_is_cut_into_rows_is_copied_and_right(self):
+        model = self.llama(**self.LARGE)
+        rows = 4 * 2 * 1024 * (1024 + 8192)  # o_proj and down_proj: what no rank has in one piece
+        self.assertGreater(rows, 64 << 20)  # enough to be written past the caches
+        for layout in ("checkpoint", "sglang"):
+            with self.subTest(layout), self.cut(model, 2, "--layout", layout) as seed:
+                done = self.rfork_json("fork", seed.url, "--tp", 4, "--transport", "map")
+                self.assertTrue(done["mapped"])
+                self.assertGreaterEqual(done["copied_bytes"], rows)
+                self.assertLess(done["copied_bytes"], rows * 1.01)  # and the norms, which are small
+                with self.seed("--from", seed.url, "--tp", 4, "--transport", "map") as fork:
+                    with self.cut(model, 4, "--layout", layout) as direct:
+                        self.assertEqual(fork.root_digest(60), direct.root_digest(60))
+
+
 class Whole(Reshard):
     """The checkpoint back from its slices."""
 
