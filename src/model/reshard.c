@@ -115,8 +115,8 @@ static enum rf_code ranks_list(struct rs *rs, struct rf_error *err)
     return RF_OK;
 }
 
-/* What only one holder has is planned in parallel; then, one rank after the other, what several
- * have, so that the loads do not depend on the threads. */
+/* What only one holder has is planned in parallel; then, by one thread, what several have, so that
+ * the loads do not depend on the threads. */
 static enum rf_code ranks_plan(struct rs *rs, struct rf_error *err)
 {
     unsigned threads = thread_cpus();
@@ -129,8 +129,8 @@ static enum rf_code ranks_plan(struct rs *rs, struct rf_error *err)
             rs->plan->holders[rs->ranks[i].lists[l].holder].read_bytes +=
                 rs->ranks[i].lists[l].read_bytes;
     }
-    for (uint32_t i = 0; i < rs->wanted->rank_count && code == RF_OK; i++)
-        code = rs_rank_share(rs, &rs->ranks[i], err);
+    if (code == RF_OK)
+        code = rs_ranks_share(rs, err);
     if (code == RF_OK)
         code = thread_parallel(threads, rs->wanted->rank_count, finish_item, rs, err);
     return code;
@@ -159,6 +159,8 @@ static void rs_free(struct rs *rs)
     free(rs->holders);
     free(rs->maps);
     free(rs->sources);
+    free(rs->classes);
+    free(rs->models);
     strmap_destroy(rs->names);
 }
 

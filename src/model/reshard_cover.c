@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+enum { COVER_IDLE_GUESSES = 8 };
+
 /* ---- looking for holders ---- */
 
 /* Whether a piece is of use for a need: has position `at` along `axis`, or all. */
@@ -75,12 +77,38 @@ static bool find_any(const struct rs *rs, struct rs_rank *rank, const struct rs_
     return false;
 }
 
-/* Of those that have it, the one from which least is read. */
+/* The holder from which least is read, of those that come after `last` in that order; holder_count:
+ * there is none. last MANIFEST_NONE: of all. */
+static uint32_t idle_after(const struct rs *rs, uint32_t last)
+{
+    const struct reshard_holder *holders = rs->plan->holders;
+    uint32_t best = rs->holder_count;
+
+    for (uint32_t h = 0; h < rs->holder_count; h++) {
+        bool later = last == MANIFEST_NONE || holders[h].read_bytes > holders[last].read_bytes ||
+                     (holders[h].read_bytes == holders[last].read_bytes && h > last);
+
+        if (later && (best == rs->holder_count || holders[h].read_bytes < holders[best].read_bytes))
+            best = h;
+    }
+    return best;
+}
+
+/* Of those that have it, the one from which least is read: mostly one of the first that are looked
+ * at. */
 static bool find_idle(const struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
                       const struct search *search, struct rs_piece *ret_piece)
 {
+    uint32_t idle = MANIFEST_NONE;
     bool found = false;
 
+    for (unsigned i = 0; i < COVER_IDLE_GUESSES; i++) {
+        idle = idle_after(rs, idle);
+        if (idle == rs->holder_count)
+            return false;
+        if (holder_look(rs, rank, need, search, idle, ret_piece))
+            return true;
+    }
     for (uint32_t h = 0; h < rs->holder_count; h++) {
         struct rs_piece piece;
 

@@ -38,6 +38,24 @@ static struct rs_source source_of(const struct manifest_source *source)
                               .bytes = source->bytes};
 }
 
+/* The class of a source if one of those just before is like it, as in a row of experts. */
+static bool class_near(const struct rs *rs, uint32_t index, uint32_t *ret_class)
+{
+    const struct rs_source *source = &rs->sources[index];
+
+    for (uint32_t back = 1; back <= RS_CLASS_NEAR && back <= index; back++) {
+        const struct rs_source *other = &rs->sources[index - back];
+
+        if (source->dtype == other->dtype && source->ndim == other->ndim &&
+            (source->ndim == 0 ||
+             memcmp(source->shape, other->shape, source->ndim * sizeof *source->shape) == 0)) {
+            *ret_class = rs->classes[index - back];
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Numbers the forms of sources: as many as there are different dtypes and shapes. */
 static enum rf_code classes_number(struct rs *rs, struct rf_error *err)
 {
@@ -46,16 +64,23 @@ static enum rf_code classes_number(struct rs *rs, struct rf_error *err)
     enum rf_code code = forms != NULL && keys != NULL ? RF_OK : RF_E_NOMEM;
     uint32_t count = 0;
 
+    rs->classes = calloc(rs->source_count + (size_t)1, sizeof *rs->classes);
+    rs->models = calloc(rs->source_count + (size_t)1, sizeof *rs->models);
+    if (rs->classes == NULL || rs->models == NULL)
+        code = RF_E_NOMEM;
     for (uint32_t i = 0; i < rs->source_count && code == RF_OK; i++) {
-        struct rs_source *source = &rs->sources[i];
+        const struct rs_source *source = &rs->sources[i];
         uint64_t *key = &keys[(size_t)count * (RF_MAX_DIMS + 1)]; /* kept if it is a new one */
         size_t dims = source->ndim * sizeof *key;
 
+        if (class_near(rs, i, &rs->classes[i]))
+            continue;
         key[0] = source->dtype;
         if (dims > 0)
             memcpy(key + 1, source->shape, dims);
-        source->class = count;
-        code = strmap_add(forms, (const char *)key, sizeof *key + dims, count, &source->class);
+        rs->classes[i] = count;
+        rs->models[count] = i;
+        code = strmap_add(forms, (const char *)key, sizeof *key + dims, count, &rs->classes[i]);
         if (code == RF_OK)
             count++;
         else if (code == RF_E_INVAL)
@@ -261,7 +286,7 @@ static struct rs_piece piece_of(const struct rs *rs, uint32_t index, uint32_t so
     const struct tensor *tensor = &holder->rank->tensors[ref.tensor];
     struct rs_piece piece = {.holder = index,
                              .whole = true,
-                             .count = rs_length(&rs->sources[source], 0),
+                             .count = rs_length(rs_like(rs, source), 0),
                              .dtype = tensor->dtype,
                              .at = tensor->stream_offset};
 
@@ -271,7 +296,7 @@ static struct rs_piece piece_of(const struct rs *rs, uint32_t index, uint32_t so
     piece.axis = part->axis;
     piece.start = part->start;
     piece.count = part->count;
-    piece.whole = part->start == 0 && part->count == rs_length(&rs->sources[source], part->axis);
+    piece.whole = part->start == 0 && part->count == rs_length(rs_like(rs, source), part->axis);
     piece.at += part->offset;
     return piece;
 }

@@ -13,6 +13,7 @@ enum {
     RS_MAX_ENTRIES = 1 << 27, /* of the index: holders times sources */
     RS_MAX_LOOKS = 1 << 28,   /* at pieces, for one wanted rank */
     RS_MAX_ROWS = 1 << 20,    /* moves for one piece cut along two axes */
+    RS_CLASS_NEAR = 3,
     RS_SHOWN_NAME = 120,
 };
 
@@ -24,7 +25,6 @@ struct rs_source {
     uint32_t ndim;
     const uint64_t *shape;
     uint64_t bytes;
-    uint32_t class; /* sources of equal dtype and shape have the same */
 };
 
 /* Where a holder has a source: a part of a tensor, or a whole one. */
@@ -77,7 +77,7 @@ struct rs_need {
 /* What a need came to. Thousands of sources are cut alike, expert by expert: the next one of the
  * same class that is needed in the same way, and that holders have in the same way, comes to the
  * same moves at other offsets. */
-enum { RS_MAX_SHARES = 4, RS_TEMPLATES = 64 };
+enum { RS_MAX_SHARES = 4, RS_TEMPLATES = 64, RS_TEMPLATE_PROBES = 8 };
 
 struct rs_share {
     struct rs_piece piece;    /* at: not looked at */
@@ -123,6 +123,7 @@ struct rs_rank {
     uint64_t looks;                /* at pieces so far */
     struct rs_template *templates; /* [RS_TEMPLATES] */
     struct rs_template *recording; /* or NULL */
+    unsigned turn;                 /* which template gives way next */
     bool sharing;                  /* what is added counts for the choice between holders at once */
     bool same; /* holders have this very rank: a whole stream is read from one of them */
 };
@@ -133,6 +134,10 @@ struct rs {
     const struct manifest *wanted;
     struct rs_source *sources;
     uint32_t source_count;
+    /* Sources of equal dtype and shape are of one class. These are looked at for each part of each
+     * rank, of which there may be millions, and fit the cache. */
+    uint32_t *classes;    /* [source_count] */
+    uint32_t *models;     /* [of classes] the first source of each */
     struct strmap *names; /* of sources */
     uint32_t **maps;      /* [seed_count], or NULL where a seed has no sources */
     struct rs_holder *holders;
@@ -173,10 +178,16 @@ bool rs_shared(const struct rs *rs, struct rs_rank *rank, const struct rs_need *
 
 /* Plans what only one holder has, and puts off the rest. */
 enum rf_code rs_rank_plan(struct rs *rs, struct rs_rank *rank, struct rf_error *err);
-/* Plans the rest: of several holders the one from which least is read. */
-enum rf_code rs_rank_share(struct rs *rs, struct rs_rank *rank, struct rf_error *err);
+/* Plans the rest of all ranks: of several holders the one from which least is read. */
+enum rf_code rs_ranks_share(struct rs *rs, struct rf_error *err);
 /* Sorts, merges, and hands over to the plan. */
 enum rf_code rs_rank_finish(struct rs *rs, struct rs_rank *rank, struct rf_error *err);
+
+/* One with the same dtype and shape, that is likely to be in the cache. */
+static inline const struct rs_source *rs_like(const struct rs *rs, uint32_t source)
+{
+    return &rs->sources[rs->models[rs->classes[source]]];
+}
 
 /* Elements of a source along an axis; one without dimensions has one. */
 static inline uint64_t rs_length(const struct rs_source *source, uint32_t axis)

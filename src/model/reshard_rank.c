@@ -42,23 +42,32 @@ static enum rf_code fill_add(struct rs_rank *rank, uint64_t offset, const struct
 
 /* ---- what was planned before ---- */
 
-static struct rs_template *template_of(const struct rs *rs, struct rs_rank *rank,
-                                       const struct rs_need *need)
-{
-    uint64_t key = rs->sources[need->source].class + 0x9e3779b97f4a7c15 * need->start +
-                   UINT64_C(31) * need->axis + 7 * (uint64_t)need->dtype;
-
-    return &rank->templates[(key ^ key >> 32) % RS_TEMPLATES];
-}
-
 static bool template_fits(const struct rs *rs, const struct rs_template *template,
                           const struct rs_need *need)
 {
     const struct rs_need *as = &template->need;
 
-    return template->used && template->class == rs->sources[need->source].class &&
+    return template->used && template->class == rs->classes[need->source] &&
            as->start == need->start && as->count == need->count && as->axis == need->axis &&
            as->whole == need->whole && as->dtype == need->dtype;
+}
+
+/* The one that fits, or the one to be made anew: what a rank needs is of a few dozen kinds, some of
+ * which alternate and must not drive each other out. */
+static struct rs_template *template_of(const struct rs *rs, struct rs_rank *rank,
+                                       const struct rs_need *need)
+{
+    uint64_t key = rs->classes[need->source] + 0x9e3779b97f4a7c15 * need->start +
+                   UINT64_C(31) * need->axis + 7 * (uint64_t)need->dtype;
+    uint64_t slot = key ^ key >> 32;
+
+    for (unsigned i = 0; i < RS_TEMPLATE_PROBES; i++) {
+        struct rs_template *template = &rank->templates[(slot + i) % RS_TEMPLATES];
+
+        if (!template->used || template_fits(rs, template, need))
+            return template;
+    }
+    return &rank->templates[(slot + rank->turn++ % RS_TEMPLATE_PROBES) % RS_TEMPLATES];
 }
 
 /* Whether the holder has this source as it had the other; *ret_at: where. */
@@ -124,7 +133,7 @@ static enum rf_code need_plan(struct rs *rs, struct rs_rank *rank, const struct 
         return code;
     template->used = true;
     template->need = *need;
-    template->class = rs->sources[need->source].class;
+    template->class = rs->classes[need->source];
     template->share_count = 0;
     template->shared = rs_shared(rs, rank, need);
     if (template->shared)
@@ -171,7 +180,7 @@ static enum rf_code tensor_plan(struct rs *rs, struct rs_rank *rank, uint32_t in
         need.start = part->start;
         need.count = part->count;
         need.whole =
-            part->start == 0 && part->count == rs_length(&rs->sources[part->source], part->axis);
+            part->start == 0 && part->count == rs_length(rs_like(rs, part->source), part->axis);
         code = need_plan(rs, rank, &need, err);
     }
     if (code != RF_OK || tensor->part_count > 0)
@@ -242,17 +251,38 @@ static enum rf_code same_take(struct rs *rs, struct rs_rank *rank, struct rf_err
     return rs_move_add(rs, rank, best, &move, err);
 }
 
-enum rf_code rs_rank_share(struct rs *rs, struct rs_rank *rank, struct rf_error *err)
+static enum rf_code share_begin(struct rs *rs, struct rs_rank *rank, struct rf_error *err)
 {
-    enum rf_code code = RF_OK;
-
     if (rank->same)
         return same_take(rs, rank, err);
     rank->sharing = true;
     for (uint32_t l = 0; l < rank->list_count; l++)
         rank->lists[l].planned = rank->lists[l].count;
-    for (uint32_t i = 0; i < rank->shared_count && code == RF_OK; i++)
-        code = rs_cover(rs, rank, &rank->shared[i], true, err);
+    return RF_OK;
+}
+
+/* Tensor by tensor, each for all ranks, which mostly need the same ones in the same order: where
+ * holders have it is in the cache then. 23 ms for 64 ranks from 32 with 1,070 tensors that several
+ * have. */
+enum rf_code rs_ranks_share(struct rs *rs, struct rf_error *err)
+{
+    uint32_t rank_count = rs->wanted->rank_count;
+    uint32_t most = 0;
+    enum rf_code code = RF_OK;
+
+    for (uint32_t r = 0; r < rank_count && code == RF_OK; r++) {
+        code = share_begin(rs, &rs->ranks[r], err);
+        if (!rs->ranks[r].same && rs->ranks[r].shared_count > most)
+            most = rs->ranks[r].shared_count;
+    }
+    for (uint32_t i = 0; i < most && code == RF_OK; i++) {
+        for (uint32_t r = 0; r < rank_count && code == RF_OK; r++) {
+            struct rs_rank *rank = &rs->ranks[r];
+
+            if (!rank->same && i < rank->shared_count)
+                code = rs_cover(rs, rank, &rank->shared[i], true, err);
+        }
+    }
     return code;
 }
 
