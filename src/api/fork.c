@@ -341,7 +341,7 @@ static enum rf_code run_copy(struct rf_fork *fork, struct rf_error *err)
 
     if (code == RF_OK)
         code = fork->reshard != NULL
-                   ? remote_reshard_dest(fork->reshard, &dest, &fork->result, err)
+                   ? remote_reshard_dests(fork->reshard, &dest, 1, &fork->result, err)
                    : remote_fork_dest(fork->remote, fork->rank_index, &dest, &fork->result, err);
     if (code == RF_OK)
         settle_aliases(fork);

@@ -473,7 +473,7 @@ static enum rf_code transfer(struct out *out, struct remote_result *result, stru
         if (code != RF_OK)
             return code;
     }
-    return out->reshard != NULL ? remote_reshard_dest(out->reshard, &out->dests[0], result, err)
+    return out->reshard != NULL ? remote_reshard_dests(out->reshard, &out->dests[0], 1, result, err)
                                 : transfer_ranks(out, result, err);
 }
 

@@ -385,28 +385,33 @@ static enum rf_code fill_dest(const struct reshard_rank *from, const struct fork
     return RF_OK;
 }
 
-enum rf_code remote_reshard_dest(struct remote_reshard *reshard, const struct fork_dest *dest,
-                                 struct remote_result *ret_result, struct rf_error *err)
+enum rf_code remote_reshard_dests(struct remote_reshard *reshard, const struct fork_dest *dests,
+                                  uint32_t count, struct remote_result *ret_result,
+                                  struct rf_error *err)
 {
     struct remote *first = reshard->remotes[0];
     rf_autofree struct fork_move *moves = NULL;
-    const struct fork_target target = {.dest = dest};
+    rf_autofree struct fork_target *targets = calloc((size_t)count + 1, sizeof(*targets));
     struct remote_result result = {.bytes = 0};
     struct remote_run run = {
         .remotes = reshard->remotes,
         .remote_count = reshard->remote_count,
-        .targets = &target,
-        .target_count = 1,
+        .targets = targets,
+        .target_count = count,
     };
 
-    if (reshard->wanted->rank_count != 1)
-        return rf_fail(err, RF_E_UNSUPPORTED, "%" PRIu32 " ranks for one destination",
-                       reshard->wanted->rank_count);
+    if (reshard->wanted->rank_count != count)
+        return rf_fail(err, RF_E_UNSUPPORTED, "%" PRIu32 " ranks for %" PRIu32 " destination%s",
+                       reshard->wanted->rank_count, count, count == 1 ? "" : "s");
+    if (targets == NULL)
+        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " ranks", count);
     remote_say_verified(reshard->remotes, reshard->remote_count, &result);
     enum rf_code code = make_moves(reshard, &moves, &run.move_count, err);
     run.moves = moves;
-    if (code == RF_OK)
-        code = fill_dest(&reshard->plan->ranks[0], dest, err);
+    for (uint32_t i = 0; code == RF_OK && i < count; i++) {
+        targets[i] = (struct fork_target){.dest = &dests[i]};
+        code = fill_dest(&reshard->plan->ranks[i], &dests[i], err);
+    }
     if (code == RF_OK)
         code = remote_run(&run, &result, err);
     if (code != RF_OK)

@@ -68,10 +68,11 @@ enum rf_code remote_reshard_memory(struct remote_reshard *reshard, enum remote_m
                                    bool verify_mapped, struct store **ret_store,
                                    struct remote_result *ret_result, struct rf_error *err);
 
-/* The one rank of the new instance into the caller's destination (finished), verified as the
- * options of the first remote say. RF_E_UNSUPPORTED if there are more ranks. */
-enum rf_code remote_reshard_dest(struct remote_reshard *reshard, const struct fork_dest *dest,
-                                 struct remote_result *ret_result, struct rf_error *err);
+/* Each rank of the new instance into a destination of the caller's (finished), verified as the
+ * options of the first remote say. RF_E_UNSUPPORTED if there are more ranks, or fewer. */
+enum rf_code remote_reshard_dests(struct remote_reshard *reshard, const struct fork_dest *dests,
+                                  uint32_t count, struct remote_result *ret_result,
+                                  struct rf_error *err);
 
 /* The one rank of the new instance as a folder, as remote_fork_folder(): where its tensors have
  * files, those, byte for byte. */
