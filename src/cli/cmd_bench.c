@@ -42,6 +42,12 @@ static const struct {
     {"header", bench_header},
     {"manifest", bench_manifest},
     {"start", bench_start},
+    {"ranks", bench_ranks},
+    {"ranks-memory", bench_ranks_memory},
+    {"reshard-tcp", bench_reshard_tcp},
+    {"reshard-map", bench_reshard_map},
+    {"reshard-plan", bench_reshard_plan},
+    {"reshard-moves", bench_reshard_moves},
 };
 
 enum { PART_COUNT = sizeof(parts) / sizeof(parts[0]) };
@@ -53,7 +59,8 @@ static const struct option_spec rows[] = {
      .fallback = "4GiB",
      .min = 16 << 20,
      .offset = offsetof(struct bench_values, size),
-     .help = "Bytes that tcp and copy move."},
+     .help = "Bytes that tcp and copy move; the model that is resharded has as many, and at most "
+             "2 GiB."},
     {.name = "map-size",
      .type = OPTION_SIZE,
      .arg = "SIZE",
@@ -89,7 +96,8 @@ static const struct option_spec rows[] = {
      .arg = "PARTS",
      .offset = offsetof(struct bench_values, only),
      .help = "Only these, separated by commas: loopback, namespaces, shaped, map, copy, memory, "
-             "header, manifest, start."},
+             "header, manifest, start, ranks, ranks-memory, reshard-tcp, reshard-map, "
+             "reshard-plan, reshard-moves."},
     {.name = "folder",
      .type = OPTION_TEXT,
      .arg = "DIR",
@@ -239,7 +247,9 @@ static enum rf_code check_memory(const struct bench *bench, struct rf_error *err
 {
     uint64_t held =
         bench->size_bytes > bench->map_max_bytes ? bench->size_bytes : bench->map_max_bytes;
-    uint64_t wanted = held + bench->size_bytes + bench->load_bytes;
+    uint64_t cut = 3 * bench_reshard_bytes(bench);
+    uint64_t wanted =
+        held + bench->size_bytes + (bench->load_bytes > cut ? bench->load_bytes : cut);
     char wanted_text[SIZE_TEXT_BYTES];
     char there_text[SIZE_TEXT_BYTES];
 
@@ -309,7 +319,7 @@ int cmd_bench(int argc, char **argv)
     status = code != RF_OK ? output_error(&error) : all_met(bench) ? 0 : 1;
     holder_stop(bench->holder);
     if (bench->dest != NULL)
-        munmap(bench->dest, bench->size_bytes);
+        munmap(bench->dest, bench_touched_bytes(bench->size_bytes));
     free(bench);
     return output_end(status);
 }

@@ -35,6 +35,23 @@ class Bench(util.Case):
             self.assertIn(words, done.stdout)
         self.assertEqual([name for name in os.listdir(os.path.dirname(self.path("x"))) if "rfork-bench" in name], [])
 
+    def test_ranks_are_measured_and_their_models_removed(self):
+        done = self.bench("--only", "ranks,ranks-memory,reshard-tcp,reshard-map,reshard-plan", "--json")
+        results = {result["name"]: result for result in json.loads(done.stdout)["results"]}
+        for words in ("serve --mmap --tp 4 --layout sglang", "serve --mmap --tp 4, ",
+                      "reshard 4 to 2 over tcp, layout sglang", "reshard 4 to 2 over tcp, layout checkpoint",
+                      "reshard 2 to 4 on one host, layout sglang", "reshard 2 to 4 on one host, layout checkpoint",
+                      "plan: 64 ranks of 60132 tensors, layout sglang"):
+            with self.subTest(words):
+                found = [result for name, result in results.items() if name.startswith(words)]
+                self.assertEqual(len(found), 1)
+                self.assertGreater(found[0]["value"], 0)
+                self.assertIsInstance(found[0]["met"], bool)
+        # No matter of time: what lies in one piece in the files is not made.
+        memory = [result for name, result in results.items() if name.endswith("memory made")]
+        self.assertTrue(memory[0]["met"], memory)
+        self.assertEqual([name for name in os.listdir(os.path.dirname(self.path("x"))) if "rfork-bench" in name], [])
+
     def test_an_unknown_part_is_refused(self):
         self.rfork_fails(util.INVALID if hasattr(util, "INVALID") else 2, "bench", "--only", "warp", says="warp")
 

@@ -68,6 +68,9 @@ void bench_judge_rate(struct bench_result *result, double target);
 void bench_judge_most(struct bench_result *result, const char *unit, double target);
 bool bench_met(const struct bench_result *result);
 
+/* Private memory of whole huge pages that has been written; bench_touched_bytes(bytes) to unmap. */
+enum rf_code bench_touched(uint64_t bytes, uint8_t **ret_at, struct rf_error *err);
+uint64_t bench_touched_bytes(uint64_t bytes);
 /* size_bytes of memory that has been written, made on first use. */
 enum rf_code bench_dest(struct bench *bench, uint8_t **ret_dest, struct rf_error *err);
 
@@ -88,6 +91,41 @@ enum rf_code holder_cpu(struct holder *holder, double *ret_seconds, struct rf_er
 
 /* The holder's own main: `rfork bench` starts itself again with this. */
 int holder_main(uint64_t bytes);
+
+/* ---- whole programs ---- */
+
+struct program {
+    pid_t pid;
+    int out_fd; /* of its stdout */
+};
+/* Starts this program again with these words, ended by NULL; words[0] is its name. */
+enum rf_code program_start(char *const words[], struct program *ret_program, struct rf_error *err);
+/* Waits for the ready line of a seed; *ret_url is what follows "url=". */
+enum rf_code program_ready(const struct program *program, char ret_url[BENCH_TEXT_BYTES],
+                           struct rf_error *err);
+/* What follows `key` in all that the program says until it ends; 0 if it says no such thing. */
+double program_number(const struct program *program, const char *key);
+/* Sends a signal (0: none) and waits for the end. */
+void program_end(struct program *program, int signal_number);
+/* Shared memory made by the process (its memfds), wherever it is mapped. */
+uint64_t program_shared_memory(const struct program *program);
+uint64_t program_anonymous_memory(const struct program *program);
+
+/* ---- a model of Qwen3's on disk ---- */
+
+struct qwen {
+    uint64_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocab;
+    uint64_t bytes;     /* of all tensors */
+    uint64_t row_bytes; /* of those that tensor parallelism cuts into rows' pieces: not in one piece
+                         * in the file */
+    char folder[256];
+};
+/* Writes config.json and one weight file to a new folder in `where`: at most `bytes`, which are at
+ * least QWEN_MIN_BYTES. Call qwen_remove() also after a failure, with one that was zeros before. */
+enum { QWEN_MIN_BYTES = 12 << 20 };
+enum rf_code qwen_create(const char *where, uint64_t bytes, struct qwen *ret_qwen,
+                         struct rf_error *err);
+void qwen_remove(const struct qwen *qwen);
 
 /* ---- raw sockets: the ceiling of tcp ---- */
 
@@ -129,5 +167,13 @@ enum rf_code bench_memory(struct bench *bench, struct rf_error *err);
 enum rf_code bench_header(struct bench *bench, struct rf_error *err);
 enum rf_code bench_manifest(struct bench *bench, struct rf_error *err);
 enum rf_code bench_start(struct bench *bench, struct rf_error *err);
+enum rf_code bench_ranks(struct bench *bench, struct rf_error *err);
+enum rf_code bench_ranks_memory(struct bench *bench, struct rf_error *err);
+enum rf_code bench_reshard_tcp(struct bench *bench, struct rf_error *err);
+enum rf_code bench_reshard_map(struct bench *bench, struct rf_error *err);
+enum rf_code bench_reshard_plan(struct bench *bench, struct rf_error *err);
+enum rf_code bench_reshard_moves(struct bench *bench, struct rf_error *err);
+/* Of the model that is resharded; three times as much memory is needed. */
+uint64_t bench_reshard_bytes(const struct bench *bench);
 
 #endif

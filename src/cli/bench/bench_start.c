@@ -7,21 +7,15 @@
 #include "cli/bench/bench.h"
 #include "format/safetensors.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 
 enum {
-    START_READY_MS = 300000,
     START_TENSOR_BYTES = 16 << 20,
     START_MAX_TENSORS = 8192,
     START_SMALL_PART = 16, /* of load_bytes: the smaller of the two models */
@@ -116,97 +110,6 @@ static void model_remove(const struct model_file *model)
     (void)rmdir(model->folder);
 }
 
-/* ---- programs ---- */
-
-struct program {
-    pid_t pid;
-    int out_fd;
-};
-
-static enum rf_code program_start(char *const words[], struct program *ret_program,
-                                  struct rf_error *err)
-{
-    int out[2];
-    posix_spawn_file_actions_t actions;
-
-    if (pipe2(out, O_CLOEXEC) != 0)
-        return rf_fail_sys(err, "pipe");
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
-    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
-    int failed = posix_spawn(&ret_program->pid, "/proc/self/exe", &actions, NULL, words, environ);
-    posix_spawn_file_actions_destroy(&actions);
-    close(out[1]);
-    ret_program->out_fd = out[0];
-    if (failed == 0)
-        return RF_OK;
-    close(out[0]);
-    errno = failed;
-    return rf_fail_sys(err, "start rfork %s", words[1]);
-}
-
-/* The ready line of a seed; *ret_url is what follows "url=". */
-static enum rf_code program_ready(const struct program *program, char ret_url[BENCH_TEXT_BYTES],
-                                  struct rf_error *err)
-{
-    uint64_t deadline_ns = clock_deadline_ns(START_READY_MS);
-    char line[1024];
-    size_t used = 0;
-
-    while (used + 1 < sizeof(line)) {
-        struct pollfd wait = {.fd = program->out_fd, .events = POLLIN};
-
-        if (poll(&wait, 1, clock_left_ms(deadline_ns)) <= 0)
-            return rf_fail(err, RF_E_TIMEOUT, "rfork serve was not ready within %d s",
-                           START_READY_MS / 1000);
-        ssize_t got = read(program->out_fd, line + used, 1);
-        if (got <= 0)
-            return rf_fail(err, RF_E_FAILED, "rfork serve ended before it was ready");
-        if (line[used] == '\n')
-            break;
-        used++;
-    }
-    line[used] = '\0';
-    const char *url = strstr(line, "url=");
-    if (url == NULL)
-        return rf_fail(err, RF_E_FAILED, "rfork serve said: %s", line);
-    snprintf(ret_url, BENCH_TEXT_BYTES, "%.*s", (int)strcspn(url + 4, " "), url + 4);
-    return RF_OK;
-}
-
-/* What follows `key` in all that the program says until it ends; 0 if it says no such thing. */
-static double program_number(const struct program *program, const char *key)
-{
-    uint64_t deadline_ns = clock_deadline_ns(START_READY_MS);
-    char text[4096];
-    size_t used = 0;
-
-    while (used + 1 < sizeof(text)) {
-        struct pollfd wait = {.fd = program->out_fd, .events = POLLIN};
-
-        if (poll(&wait, 1, clock_left_ms(deadline_ns)) <= 0)
-            break;
-        ssize_t got = read(program->out_fd, text + used, sizeof(text) - 1 - used);
-        if (got <= 0)
-            break;
-        used += (size_t)got;
-    }
-    text[used] = '\0';
-    const char *at = strstr(text, key);
-    return at != NULL ? strtod(at + strlen(key), NULL) : 0;
-}
-
-static void program_end(struct program *program, int signal_number, struct rusage *ret_usage)
-{
-    int status;
-
-    if (signal_number != 0)
-        kill(program->pid, signal_number);
-    while (wait4(program->pid, &status, 0, ret_usage) < 0 && errno == EINTR) {
-    }
-    close(program->out_fd);
-}
-
 /* ---- ready ---- */
 
 static enum rf_code ready_once(const struct model_file *model, double *ret_seconds,
@@ -223,7 +126,6 @@ static enum rf_code ready_once(const struct model_file *model, double *ret_secon
                      NULL};
     char url[BENCH_TEXT_BYTES];
     struct program program;
-    struct rusage usage;
 
     snprintf(path, sizeof(path), "%s", model->folder);
     uint64_t start_ns = clock_now_ns();
@@ -232,7 +134,7 @@ static enum rf_code ready_once(const struct model_file *model, double *ret_secon
         return code;
     code = program_ready(&program, url, err);
     *ret_seconds = clock_seconds(start_ns, clock_now_ns());
-    program_end(&program, SIGTERM, &usage);
+    program_end(&program, SIGTERM);
     return code;
 }
 
@@ -272,63 +174,6 @@ enum rf_code bench_start(struct bench *bench, struct rf_error *err)
 
 /* ---- memory ---- */
 
-/* A file that was counted: the same memory may be open under several descriptors. */
-struct counted {
-    ino_t inodes[64];
-    unsigned count;
-};
-
-static bool count_once(struct counted *counted, ino_t inode)
-{
-    for (unsigned i = 0; i < counted->count; i++) {
-        if (counted->inodes[i] == inode)
-            return false;
-    }
-    if (counted->count < sizeof(counted->inodes) / sizeof(counted->inodes[0]))
-        counted->inodes[counted->count++] = inode;
-    return true;
-}
-
-/* Shared memory made by the process (its memfds), wherever it is mapped. */
-static uint64_t memfd_memory(pid_t pid)
-{
-    struct counted counted = {.count = 0};
-    uint64_t bytes = 0;
-    char path[64];
-
-    snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
-    DIR *fds = opendir(path);
-    for (struct dirent *entry; fds != NULL && (entry = readdir(fds)) != NULL;) {
-        char target[128] = "";
-        struct stat st;
-
-        if (readlinkat(dirfd(fds), entry->d_name, target, sizeof(target) - 1) > 0 &&
-            strncmp(target, "/memfd:", 7) == 0 && fstatat(dirfd(fds), entry->d_name, &st, 0) == 0 &&
-            count_once(&counted, st.st_ino))
-            bytes += (uint64_t)st.st_blocks * 512;
-    }
-    if (fds != NULL)
-        closedir(fds);
-    return bytes;
-}
-
-static uint64_t anonymous_memory(pid_t pid)
-{
-    char path[64];
-    char line[256];
-    uint64_t kib = 0;
-
-    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
-    FILE *status = fopen(path, "re");
-    while (status != NULL && kib == 0 && fgets(line, sizeof(line), status) != NULL) {
-        if (strncmp(line, "RssAnon:", 8) == 0)
-            kib = strtoull(line + 8, NULL, 10);
-    }
-    if (status != NULL)
-        fclose(status);
-    return kib * 1024;
-}
-
 static enum rf_code fork_memory(struct bench *bench, const char *url,
                                 const struct model_file *model, bool to_folder,
                                 struct rf_error *err)
@@ -348,7 +193,6 @@ static enum rf_code fork_memory(struct bench *bench, const char *url,
     struct bench_result *result =
         bench_result(bench, to_folder ? "fork -o: memory" : "fork: memory beside the weights");
     struct program program;
-    struct rusage usage = {.ru_maxrss = 0};
 
     if (to_folder)
         words[6] = dash_o;
@@ -359,7 +203,7 @@ static enum rf_code fork_memory(struct bench *bench, const char *url,
         return code;
     /* Its own word: what wait4() reports for a child also counts the parent it was spawned from. */
     double most = program_number(&program, "\"peak_resident_bytes\": ");
-    program_end(&program, 0, &usage);
+    program_end(&program, 0);
     if (most <= 0)
         return rf_fail(err, RF_E_FAILED, "rfork fork %s failed", url);
     samples_add(&result->samples, to_folder ? most : most - (double)model->bytes);
@@ -390,7 +234,6 @@ static enum rf_code seed_memory(struct bench *bench, const struct model_file *mo
                      path,
                      NULL};
     struct program program;
-    struct rusage usage;
 
     snprintf(path, sizeof(path), "%s", model->folder);
     enum rf_code code = program_start(words, &program, err);
@@ -405,13 +248,13 @@ static enum rf_code seed_memory(struct bench *bench, const struct model_file *mo
         struct bench_result *result = bench_result(bench, "seed: memory beside the weights");
 
         samples_add(&result->samples,
-                    (double)(anonymous_memory(program.pid) + memfd_memory(program.pid)) -
+                    (double)(program_anonymous_memory(&program) + program_shared_memory(&program)) -
                         (double)model->bytes);
         bench_judge_most(result, "bytes", START_EXTRA_BYTES);
         snprintf(result->note, sizeof(result->note),
                  "anonymous and shared memory of `rfork serve` after two forks, less the weights");
     }
-    program_end(&program, SIGTERM, &usage);
+    program_end(&program, SIGTERM);
     return code;
 }
 

@@ -27,23 +27,37 @@ static enum rf_code touch_piece(void *ctx, uint64_t item, struct rf_error *err)
     return RF_OK;
 }
 
+uint64_t bench_touched_bytes(uint64_t bytes)
+{
+    return (bytes + (16 << 20) - 1) / (16 << 20) * (16 << 20);
+}
+
+enum rf_code bench_touched(uint64_t bytes, uint8_t **ret_at, struct rf_error *err)
+{
+    uint64_t whole = bench_touched_bytes(bytes);
+    void *at = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (at == MAP_FAILED)
+        return rf_fail_sys(err, "mmap %" PRIu64 " bytes", bytes);
+    (void)madvise(at, whole, MADV_HUGEPAGE);
+    enum rf_code code = thread_parallel(thread_cpus(), whole / (16 << 20), touch_piece, at, err);
+    if (code != RF_OK) {
+        munmap(at, whole);
+        return code;
+    }
+    *ret_at = at;
+    return RF_OK;
+}
+
 enum rf_code bench_dest(struct bench *bench, uint8_t **ret_dest, struct rf_error *err)
 {
-    if (bench->dest == NULL) {
-        uint64_t pieces = (bench->size_bytes + (16 << 20) - 1) / (16 << 20);
-        void *at = mmap(NULL, pieces * (16 << 20), PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    enum rf_code code = RF_OK;
 
-        if (at == MAP_FAILED)
-            return rf_fail_sys(err, "mmap %" PRIu64 " bytes", bench->size_bytes);
-        (void)madvise(at, pieces * (16 << 20), MADV_HUGEPAGE);
-        enum rf_code code = thread_parallel(thread_cpus(), pieces, touch_piece, at, err);
-        if (code != RF_OK)
-            return code;
-        bench->dest = at;
-    }
-    *ret_dest = bench->dest;
-    return RF_OK;
+    if (bench->dest == NULL)
+        code = bench_touched(bench->size_bytes, &bench->dest, err);
+    if (code == RF_OK)
+        *ret_dest = bench->dest;
+    return code;
 }
 
 /* One way of going over the network, and where both kinds of sender wait there. */
