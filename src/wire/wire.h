@@ -21,7 +21,7 @@ static inline struct wire_in wire_in_over(const void *data, size_t bytes)
 {
     const uint8_t *at = data != NULL ? data : (const uint8_t *)"";
 
-    return (struct wire_in){.at = at, .end = at + bytes, .ok = true};
+    return (struct wire_in){.at = at, .end = data != NULL ? at + bytes : at, .ok = true};
 }
 
 static inline uint64_t wire_left(const struct wire_in *in)
