@@ -158,7 +158,8 @@ struct lookup {
     char host[NI_MAXHOST];
     int done_fd; /* readable when it is done */
     atomic_int users;
-    int error; /* EAI_*; written before users drops and done_fd is written */
+    atomic_bool done; /* released after what follows was written, before done_fd is */
+    int error;        /* EAI_* */
     unsigned count;
     struct net_address found[NET_MAX_RESOLVED];
 };
@@ -198,8 +199,10 @@ static void *lookup_run(void *arg)
     const uint64_t one = 1;
 
     lookup_host(lookup, 0);
-    if (write(lookup->done_fd, &one, sizeof one) != sizeof one)
-        lookup->error = EAI_SYSTEM; /* cannot be: the counter is 0 */
+    atomic_store_explicit(&lookup->done, true, memory_order_release);
+    /* It cannot fail: the counter is 0. If it did, whoever waits would until the deadline. */
+    ssize_t put = write(lookup->done_fd, &one, sizeof one);
+    (void)put;
     lookup_leave(lookup);
     return NULL;
 }
@@ -231,6 +234,9 @@ static enum rf_code lookup_wait(const struct net_peer *peer, struct lookup *look
     if (code != RF_OK)
         return code;
     code = net_wait(peer, lookup->done_fd, POLLIN, deadline_ns);
+    /* Acquire pairs with the thread's release. */
+    if (code == RF_OK && !atomic_load_explicit(&lookup->done, memory_order_acquire))
+        code = RF_E_TIMEOUT; /* it never is: done_fd became readable after that */
     return code == RF_OK ? RF_OK : net_fail_wait(peer, code, "looking its name up", err);
 }
 
