@@ -819,15 +819,16 @@ static void a_chosen_port_is_the_handshakes_and_the_next_the_datas(void **state)
     options.port = UINT16_MAX;
     assert_int_equal(te_seed_start(&world.rig.exporter, &options, &second, &endpoint, &err),
                      RF_E_INVAL);
-    assert_int_equal(rig_open_fds(), fds);
+    assert_true(rig_open_fds() <= fds); /* the seed may close the question's connection meanwhile */
     world_stop(&world);
 }
 
-/* More answers than any sockets hold, and the first of them has begun. */
+/* Many answers, and the first of them has begun. */
 static void stall(const struct world *world, int fd)
 {
     for (unsigned i = 0; i < 60; i++)
-        say_request(fd, TE_OP_READ | TE_OP_V2, te_seed_base(world->seed, 0), STREAM_BYTES, 0);
+        say_request(fd, TE_OP_READ | TE_OP_V2, te_seed_base(world->seed, 0),
+                    world->rig.ranks[0].stream_bytes, 0);
     struct pollfd answer = {.fd = fd, .events = POLLIN};
     assert_int_equal(poll(&answer, 1, WAIT_MS), 1);
 }
@@ -839,7 +840,10 @@ static void draining_ends_idle_connections_and_cuts_stalled_ones(void **state)
 
     (void)state;
     assert_non_null(got);
-    world_start(&world);
+    memset(&world, 0, sizeof world);
+    /* What a connection has taken in already is still answered: more than any sockets hold. */
+    rig_init(&world.rig, 1, 10 * STREAM_BYTES, 1);
+    world_serve(&world, &(struct transport_seed_options){.host = "127.0.0.1"});
     int idle = dial(&world.data);
     read_one(&world, idle, 2, 0, 0, 10);
     int silent = dial(&world.shake);
