@@ -144,11 +144,14 @@ enum rf_code sglang_manifest_make(const struct sglang_facts *facts, const struct
         code = manifest_add_file(builder, &side->files[i], err);
     if (code == RF_OK)
         code = add_ranks(facts, maps, count, builder, err);
-    if (code != RF_OK) {
+    if (code == RF_OK)
+        code = manifest_build(builder, ret_manifest, err);
+    else
         manifest_builder_destroy(builder);
-        return code;
-    }
-    return manifest_build(builder, ret_manifest, err);
+    /* What a builder takes for its caller's mistake is the seed's here. */
+    if (code == RF_E_INVAL && err != NULL)
+        err->code = RF_E_PROTO;
+    return code == RF_E_INVAL ? RF_E_PROTO : code;
 }
 
 /* ---- against a model's files ---- */
@@ -247,11 +250,23 @@ enum rf_code sglang_manifest_check(const struct manifest *manifest, const struct
 
 /* ---- where the bytes are ---- */
 
-static enum rf_code not_registered(const struct weight_map *map,
-                                   const struct te_descriptor *descriptor,
-                                   const struct weight_entry *first, uint64_t missing,
-                                   struct rf_error *err)
+enum rf_code sglang_check_registered(const struct weight_map *map,
+                                     const struct te_descriptor *descriptor, struct rf_error *err)
 {
+    const struct weight_entry *first = NULL;
+    uint32_t missing = 0;
+
+    for (uint32_t i = 0; i < map->count; i++) {
+        const struct weight_entry *entry = &map->entries[i];
+
+        if (entry->bytes == 0 ||
+            te_descriptor_find(descriptor, entry->address, entry->bytes) != NULL)
+            continue;
+        first = missing == 0 ? entry : first;
+        missing++;
+    }
+    if (missing == 0)
+        return RF_OK;
     if (descriptor->buffer_count == 0)
         return rf_fail(err, RF_E_MISMATCH,
                        "the engine at %.100s has registered nothing: none of its %" PRIu32
@@ -259,7 +274,7 @@ static enum rf_code not_registered(const struct weight_map *map,
                        map->session, map->count);
     return rf_fail(
         err, RF_E_MISMATCH,
-        "%" PRIu64 " of %" PRIu32 " tensors lie in none of the %" PRIu64
+        "%" PRIu32 " of %" PRIu32 " tensors lie in none of the %" PRIu64
         " buffers that the engine at %.100s has registered, the first is %.200s (%" PRIu64
         " bytes at 0x%" PRIx64 "): the map is stale, or another engine's",
         missing, map->count, descriptor->buffer_count, map->session, first->name, first->bytes,
@@ -267,14 +282,11 @@ static enum rf_code not_registered(const struct weight_map *map,
 }
 
 enum rf_code sglang_segments(const struct manifest_rank *rank, const struct weight_map *map,
-                             const struct te_descriptor *descriptor,
                              struct te_segment **ret_segments, uint64_t *ret_count,
                              struct rf_error *err)
 {
     rf_autofree struct te_segment *segments =
         calloc((size_t)rank->placed_count + 1, sizeof(*segments));
-    const struct weight_entry *first = NULL;
-    uint64_t missing = 0;
 
     if (segments == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " tensors", rank->placed_count);
@@ -284,16 +296,10 @@ enum rf_code sglang_segments(const struct manifest_rank *rank, const struct weig
 
         if (entry == NULL || entry->bytes != tensor->bytes)
             return rf_fail(err, RF_E_MISMATCH, "tensor %.200s: not as it was", tensor->name);
-        if (te_descriptor_find(descriptor, entry->address, entry->bytes) == NULL) {
-            first = missing == 0 ? entry : first;
-            missing++;
-        }
         segments[i] = (struct te_segment){.stream_offset = tensor->stream_offset,
                                           .bytes = tensor->bytes,
                                           .address = entry->address};
     }
-    if (missing > 0)
-        return not_registered(map, descriptor, first, missing, err);
     *ret_segments = rf_take(segments, NULL);
     *ret_count = rank->placed_count;
     return RF_OK;

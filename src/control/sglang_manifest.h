@@ -22,8 +22,8 @@ struct sglang_facts {
  * BF16), 1 F8_E4M3 if the config says fp8, else U8; 16 are two of I64. Tensors of one place and
  * size are aliases of the first of them; those that overlap otherwise are tensors of their own, and
  * their bytes are read more than once. Layout "sglang", stage processed: nothing but these ranks
- * can be made of it. Errors: RF_E_MISMATCH (a map without tensors), those of manifest_add_tensor()
- * and manifest_build(). */
+ * can be made of it. Errors: RF_E_MISMATCH (a map without tensors), RF_E_PROTO (what no manifest
+ * can have: says what), RF_E_NOMEM. */
 enum rf_code sglang_manifest_make(const struct sglang_facts *facts, const struct weight_map *maps,
                                   uint32_t count, struct manifest **ret_manifest,
                                   struct rf_error *err);
@@ -34,11 +34,14 @@ enum rf_code sglang_manifest_make(const struct sglang_facts *facts, const struct
 enum rf_code sglang_manifest_check(const struct manifest *manifest, const struct weight_map *maps,
                                    uint32_t count, uint64_t *ret_differences, struct rf_error *err);
 
+/* Whether every tensor of a map lies in what its engine has registered. RF_E_MISMATCH: how many do not,
+ * and the first of them. */
+enum rf_code sglang_check_registered(const struct weight_map *map,
+                                     const struct te_descriptor *descriptor, struct rf_error *err);
+
 /* Where a rank's stream lies: [*ret_count] segments, the caller frees them. Every tensor of the
- * manifest must be in the map, as large. RF_E_MISMATCH: tensors that lie in nothing that the engine
- * has registered; RF_E_NOMEM. */
+ * manifest must be in the map, as large: RF_E_MISMATCH. RF_E_NOMEM. */
 enum rf_code sglang_segments(const struct manifest_rank *rank, const struct weight_map *map,
-                             const struct te_descriptor *descriptor,
                              struct te_segment **ret_segments, uint64_t *ret_count,
                              struct rf_error *err);
 

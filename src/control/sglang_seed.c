@@ -193,6 +193,17 @@ static enum rf_code open_engines(struct sglang_seed *seed, struct rf_error *err)
     return code;
 }
 
+static enum rf_code check_rank(const struct sglang_seed *seed, uint32_t rank, struct rf_error *err)
+{
+    const struct sglang_engine *engine = &seed->engines[seed->engine_of[rank]];
+    enum rf_code code =
+        sglang_check_registered(&seed->maps[rank], te_directory_descriptor(engine->directory), err);
+
+    return code == RF_OK
+               ? RF_OK
+               : rf_error_wrap(err, code, "rank %" PRIu32 " of %s", rank, client_url(seed->client));
+}
+
 /* ---- the manifest ---- */
 
 static enum rf_code make_manifest(struct sglang_seed *seed, struct rf_error *err)
@@ -224,8 +235,7 @@ static enum rf_code place_rank(struct sglang_seed *seed, uint32_t rank, struct r
     const struct manifest_rank *of = &seed->manifest->ranks[rank];
     rf_autofree struct te_segment *segments = NULL;
     uint64_t count = 0;
-    enum rf_code code = sglang_segments(
-        of, &seed->maps[rank], te_directory_descriptor(engine->directory), &segments, &count, err);
+    enum rf_code code = sglang_segments(of, &seed->maps[rank], &segments, &count, err);
 
     if (code == RF_OK)
         code =
@@ -272,9 +282,11 @@ static enum rf_code open_all(struct sglang_seed *seed, struct rf_error *err)
     if (code == RF_OK)
         code = check_server(seed, err);
     if (code == RF_OK)
-        code = make_manifest(seed, err);
-    if (code == RF_OK)
         code = open_engines(seed, err);
+    for (uint32_t i = 0; code == RF_OK && i < seed->rank_count; i++)
+        code = check_rank(seed, i, err);
+    if (code == RF_OK)
+        code = make_manifest(seed, err);
     for (uint32_t i = 0; code == RF_OK && i < seed->rank_count; i++)
         code = place_rank(seed, i, err);
     free_maps(seed);

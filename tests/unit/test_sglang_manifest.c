@@ -190,8 +190,8 @@ static void streams_are_placed_in_registered_memory(void **state)
     struct rf_error err;
 
     (void)state;
-    assert_int_equal(
-        sglang_segments(&manifest->ranks[0], &map, &descriptor, &segments, &count, &err), RF_OK);
+    assert_int_equal(sglang_check_registered(&map, &descriptor, &err), RF_OK);
+    assert_int_equal(sglang_segments(&manifest->ranks[0], &map, &segments, &count, &err), RF_OK);
     assert_true(count == 2);
     assert_true(segments[0].address == UINT64_C(9007199254740994) && segments[0].bytes == 16 &&
                 segments[0].stream_offset == 0);
@@ -203,28 +203,34 @@ static void streams_are_placed_in_registered_memory(void **state)
 
 static void unregistered_tensors_are_refused(void **state)
 {
-    const struct sglang_facts facts = {.model = "m"};
-    struct weight_map map = map_of(INFO("0", "\"a\":[4096,8,2],\"b\":[8192,8,2]"));
-    struct manifest *manifest = make(&facts, &map, 1);
-    struct te_buffer buffers[] = {{.address = 4096, .bytes = 16}, {.address = 8192, .bytes = 15}};
+    struct weight_map map = map_of(INFO("0", "\"a\":[4096,8,2],\"b\":[8192,8,2],\"e\":[0,0,2]"));
+    struct te_buffer buffers[] = {{.address = 4096, .bytes = 16}, {.address = 8192, .bytes = 16}};
     struct te_descriptor descriptor = {.buffers = buffers, .buffer_count = 2};
-    struct te_segment *segments = NULL;
-    uint64_t count = 0;
     struct rf_error err;
 
     (void)state;
-    assert_int_equal(
-        sglang_segments(&manifest->ranks[0], &map, &descriptor, &segments, &count, &err),
-        RF_E_MISMATCH);
-    assert_non_null(strstr(err.text, "1 of 2 tensors"));
+    assert_int_equal(sglang_check_registered(&map, &descriptor, &err), RF_OK);
+    buffers[1].bytes = 15;
+    assert_int_equal(sglang_check_registered(&map, &descriptor, &err), RF_E_MISMATCH);
+    assert_non_null(strstr(err.text, "1 of 3 tensors"));
     assert_non_null(strstr(err.text, "first is b (16 bytes at 0x2000)"));
     descriptor.buffer_count = 0;
-    assert_int_equal(
-        sglang_segments(&manifest->ranks[0], &map, &descriptor, &segments, &count, &err),
-        RF_E_MISMATCH);
+    assert_int_equal(sglang_check_registered(&map, &descriptor, &err), RF_E_MISMATCH);
     assert_non_null(strstr(err.text, "has registered nothing"));
-    assert_null(segments);
-    manifest_unref(manifest);
+    weight_map_free(&map);
+}
+
+static void what_no_manifest_can_have_is_the_seeds_fault(void **state)
+{
+    const struct sglang_facts facts = {.model = "m"};
+    struct weight_map map = map_of(INFO("0", "\"w\":[4096,9007199254740993,8]"));
+    struct manifest *manifest = NULL;
+    struct rf_error err;
+
+    (void)state;
+    assert_int_equal(sglang_manifest_make(&facts, &map, 1, &manifest, &err), RF_E_PROTO);
+    assert_int_equal(err.code, RF_E_PROTO);
+    assert_null(manifest);
     weight_map_free(&map);
 }
 
@@ -239,6 +245,7 @@ int main(void)
         cmocka_unit_test(differences_are_named_both_ways),
         cmocka_unit_test(streams_are_placed_in_registered_memory),
         cmocka_unit_test(unregistered_tensors_are_refused),
+        cmocka_unit_test(what_no_manifest_can_have_is_the_seeds_fault),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
