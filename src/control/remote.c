@@ -145,6 +145,8 @@ enum rf_code remote_keep_lease(struct remote *remote, struct rf_error *err)
     struct rf_error why;
     uint64_t now_ns = clock_now_ns();
 
+    if (remote->sglang != NULL) /* there are no leases */
+        return RF_OK;
     if (now_ns - remote->leased_ns < remote->lease.ttl_ms / 4 * CLOCK_NS_PER_MS)
         return RF_OK;
     enum rf_code code = client_lease_renew(remote->client, &remote->lease, &why);
