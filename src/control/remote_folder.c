@@ -414,56 +414,6 @@ static enum rf_code prepare(struct out *out, const struct remote_folder_options 
     return prepare_new(out, folder->shard_bytes, err);
 }
 
-/* The seed's ranks as they are, by their chunks. */
-static enum rf_code run_ranks(struct out *out, struct digest_table *const *tables,
-                              struct remote_result *result, struct rf_error *err)
-{
-    const struct manifest *manifest = out->manifest;
-    rf_autofree struct fork_target *targets =
-        calloc((size_t)manifest->rank_count + 1, sizeof(*targets));
-    rf_autofree struct fork_move *moves = calloc((size_t)manifest->rank_count + 1, sizeof(*moves));
-    struct remote_run run = {
-        .remotes = &out->remote,
-        .remote_count = 1,
-        .targets = targets,
-        .target_count = manifest->rank_count,
-        .moves = moves,
-        .tables = tables,
-    };
-
-    if (targets == NULL || moves == NULL)
-        return rf_fail(err, RF_E_NOMEM, "no memory for %" PRIu32 " ranks", manifest->rank_count);
-    for (uint32_t i = 0; i < manifest->rank_count; i++) {
-        uint64_t bytes = manifest->ranks[i].stream_bytes;
-
-        targets[i] = (struct fork_target){.dest = &out->dests[i]};
-        if (bytes > 0)
-            moves[run.move_count++] =
-                (struct fork_move){.read = {.bytes = bytes, .count = 1}, .source = i, .target = i};
-    }
-    enum rf_code code = remote_run(&run, result, err);
-    return code == RF_OK ? remote_finish(out->remote, tables, result, err) : code;
-}
-
-static enum rf_code transfer_ranks(struct out *out, struct remote_result *result,
-                                   struct rf_error *err)
-{
-    const struct manifest *manifest = out->manifest;
-    rf_autofree struct digest_table **tables =
-        calloc((size_t)manifest->rank_count + 1, sizeof(struct digest_table *));
-    enum rf_code code = tables != NULL ? RF_OK : RF_E_NOMEM;
-
-    for (uint32_t i = 0; code == RF_OK && i < manifest->rank_count; i++) {
-        tables[i] = digest_table_create(manifest->algorithm, manifest_chunk_count(manifest, i));
-        code = tables[i] != NULL ? RF_OK : RF_E_NOMEM;
-    }
-    code = code == RF_OK ? run_ranks(out, tables, result, err)
-                         : rf_fail(err, code, "no memory for digests");
-    for (uint32_t i = 0; tables != NULL && i < manifest->rank_count; i++)
-        digest_table_destroy(tables[i]);
-    return code;
-}
-
 static enum rf_code transfer(struct out *out, struct remote_result *result, struct rf_error *err)
 {
     for (uint32_t i = 0; i < out->manifest->rank_count; i++) {
@@ -474,7 +424,7 @@ static enum rf_code transfer(struct out *out, struct remote_result *result, stru
             return code;
     }
     return out->reshard != NULL ? remote_reshard_dests(out->reshard, &out->dests[0], 1, result, err)
-                                : transfer_ranks(out, result, err);
+                                : remote_fork_dests(out->remote, out->dests, result, err);
 }
 
 enum rf_code remote_write_folder(struct remote *remote, struct remote_reshard *reshard,

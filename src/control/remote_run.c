@@ -176,7 +176,7 @@ enum rf_code remote_fork_dests(struct remote *remote, const struct fork_dest *de
 {
     const struct manifest *manifest = remote->manifest;
     uint32_t count = manifest->rank_count;
-    struct remote_result result = {.verified = remote->options->verify};
+    struct remote_result result = {.bytes = 0};
     struct digest_table **tables = calloc(count + (size_t)1, sizeof(struct digest_table *));
     rf_autofree struct fork_target *targets = calloc(count + (size_t)1, sizeof(*targets));
     rf_autofree struct fork_move *moves = calloc(count + (size_t)1, sizeof(*moves));
@@ -188,6 +188,7 @@ enum rf_code remote_fork_dests(struct remote *remote, const struct fork_dest *de
                              .moves = moves,
                              .tables = tables};
 
+    remote_say_verified(&remote, 1, &result);
     for (uint32_t i = 0; i < count && ok; i++) {
         targets[i].dest = &dests[i];
         tables[i] = digest_table_create(manifest->algorithm, manifest_chunk_count(manifest, i));
