@@ -14,7 +14,7 @@ struct remote {
     struct manifest *manifest;
     struct lease lease;
     bool leased;
-    uint64_t leased_ns; /* when the lease was opened or renewed last */
+    uint64_t leased_ns;             /* when the lease was opened or renewed last */
     struct transport_choice choice; /* of sglang: towards the first engine */
     struct sglang_options sglang_options;
     struct sglang_seed *sglang;          /* NULL: a seed of ours */
