@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help setup setup-test tools build demo test test-peers quick check bench fuzz format install clean distclean
+.PHONY: help setup setup-test tools build demo test test-peers quick check bench bench-peers fuzz format install clean distclean
 .NOTPARALLEL:
 
 help: ## this list
@@ -31,7 +31,7 @@ demo: setup build ## the shortest way to see it work
 test: setup-test ## everything but the tests against other software; ends with 'N passed, N failed, N skipped'
 	@python3 scripts/run-tests.py --jobs $(JOBS) test
 
-test-peers: ## tests against other software, installed into build/venv-peers; ends like test
+test-peers: ## tests against other software, installed into build/; ends like test
 	@scripts/setup.sh --test --peers
 	@python3 scripts/run-tests.py --jobs $(JOBS) peers
 
@@ -44,6 +44,11 @@ check: setup-test ## the static checks alone
 bench: build ## measures, each figure beside its ceiling (BENCH_ARGS='...')
 	@build/rfork bench $(BENCH_ARGS)
 
+bench-peers: build ## measures against Mooncake, NIXL and raw sockets (BENCH_ARGS='...')
+	@scripts/setup.sh --test --peers
+	@scripts/peers.py bench
+	@build/venv-peers/bin/python bench/te_peers.py $(BENCH_ARGS)
+
 fuzz: setup-test ## fuzzes each target for FUZZ_SECONDS (60)
 	@scripts/fuzz.sh $(FUZZ_SECONDS) $(JOBS)
 
@@ -53,8 +58,8 @@ format: setup-test ## rewrites all C files with clang-format
 install: build ## installs below PREFIX (/usr/local); DESTDIR is honoured
 	@DESTDIR='$(DESTDIR)' cmake --install build/release --prefix '$(PREFIX)'
 
-clean: ## removes what builds and tests made, but not build/venv-peers
-	@test ! -d build || find build -mindepth 1 -maxdepth 1 ! -name 'venv-peers*' -exec rm -rf {} +
+clean: ## removes what builds and tests made, but not build/venv-peers and build/peers
+	@test ! -d build || find build -mindepth 1 -maxdepth 1 ! -name 'venv-peers*' ! -name peers -exec rm -rf {} +
 
 distclean: ## removes build/ altogether
 	@rm -rf build

@@ -8,10 +8,8 @@ that fails is one failure. What was skipped is named, with the reason if there i
 """
 
 import argparse
-import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import check
+import peers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -163,30 +162,12 @@ def run_checks(totals):
         totals.skip(f"check {name}", "")
 
 
-# ---- the other software ----
-
-
 def prepare_peers(totals):
-    """Makes build/venv-peers from tests/peers/requirements*.txt, anew when they changed. *no-deps* means pip --no-deps."""
-    wanted = sorted((ROOT / "tests/peers").glob("requirements*.txt"))
-    digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in wanted)).hexdigest()
-    venv = ROOT / "build/venv-peers"
-    stamp = venv / ".requirements.sha256"
-    if stamp.exists() and stamp.read_text() == digest:
-        return True
-    headline("installing the software to test against into build/venv-peers")
-    shutil.rmtree(venv, ignore_errors=True)
-    pip = [str(venv / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-q",
-           "--no-compile"]  # most of it is never imported
-    commands = [["python3", "-m", "venv", str(venv)]]
-    for path in wanted:
-        commands.append([*pip, *(["--no-deps"] if "no-deps" in path.name else []), "-r", str(path)])
-    for command in commands:
-        if subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode != 0:
-            totals.fail("installing the software to test against")
-            return False
-    stamp.write_text(digest)
-    return True
+    """Installs the other software; False, and a failure, when it cannot be had."""
+    ready = peers.prepare("test")
+    if not ready:
+        totals.fail("installing the software to test against")
+    return ready
 
 
 def main():

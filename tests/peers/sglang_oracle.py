@@ -186,8 +186,11 @@ class Place:
 
 
 @contextlib.contextmanager
-def placed(folder: Path, place: Place) -> Iterator[None]:
-    """Makes this process that rank in SGLang's eyes; undone afterwards, so that another may follow."""
+def placed(folder: Path, place: Place, **arguments: object) -> Iterator[None]:
+    """Makes this process that rank in SGLang's eyes; undone afterwards, so that another may follow.
+
+    `arguments` are more of the server's arguments.
+    """
     rank, size, ep_size = place.rank, place.size, place.ep_size
     group = Group(size, rank)
     alone = Group(1, 0)
@@ -196,7 +199,7 @@ def placed(folder: Path, place: Place) -> Iterator[None]:
     moe_tp_rank, moe_ep_rank = rank % moe_tp_size, rank // moe_tp_size
     published = get_context().override_server_args(
         device="cpu", model_path=str(folder), tp_size=size, ep_size=ep_size,
-        enforce_shared_experts_fusion=place.fuse_shared,
+        enforce_shared_experts_fusion=place.fuse_shared, **arguments,
     )  # fmt: skip
     with published:
         get_parallel().override_permanently(
