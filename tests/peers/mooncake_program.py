@@ -28,13 +28,18 @@ LIBC = ctypes.CDLL(None)
 LIBC.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
+def address_of(buffer: object) -> int:
+    """Where a writable buffer begins."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
 class Memory:
     """Anonymous memory whose pages are there from the beginning."""
 
     def __init__(self, size: int):
         self.map = mmap.mmap(-1, max(size, 1))
         self.view = memoryview(self.map)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        self.address = address_of(self.map)
         self.size = size
         self.fill()
 
@@ -74,25 +79,47 @@ class Held:
                 end += -(-file.tensors[name][1] // ALIGNMENT) * ALIGNMENT
         self.memory = Memory(end)
         for file in files:
-            with open(file.path, "rb", buffering=0) as source:
-                for name, (offset, size, element) in file.tensors.items():
-                    place = self.places[name]
-                    source.seek(offset)
-                    fill(source, self.memory.view[place : place + size])
-                    self.map[name] = [self.memory.address + place, size // element, element]
+            read_tensors(file, self.places, self.memory)
+            for name, (_, size, element) in file.tensors.items():
+                self.map[name] = [self.memory.address + self.places[name], size // element, element]
 
     def digest(self) -> str:
         return hashlib.sha256(self.memory.view).hexdigest()
 
 
-def fill(source, view: memoryview) -> None:
-    """Reads until the view is full."""
-    done = 0
-    while done < len(view):
-        got = source.readinto(view[done:])
-        if not got:
-            raise OSError(f"{source.name}: ends too early")
-        done += got
+def read_tensors(file: File, places: dict[str, int], memory: Memory) -> None:
+    """Reads a file's tensors to their places in memory."""
+    with open(file.path, "rb", buffering=0) as source:
+        for name, (offset, size, _) in file.tensors.items():
+            source.seek(offset)
+            view, done = memory.view[places[name] : places[name] + size], 0
+            while done < size:
+                got = source.readinto(view[done:])
+                if not got:
+                    raise OSError(f"{file.path}: ends too early")
+                done += got
+
+
+def laid_out(files: list[File]) -> tuple[dict[str, int], int]:
+    """Where a reader puts the tensors: end to end, in the order of the files. And how many bytes that is."""
+    places, end = {}, 0
+    for file in files:
+        for name, (_, size, _) in file.tensors.items():
+            places[name] = end
+            end += size
+    return places, end
+
+
+def different(files: list[File], places: dict[str, int], memory: Memory, names: set[str]) -> list[str]:
+    """Those of these tensors that are in memory not as they are in the files."""
+    found = []
+    for file in files:
+        with open(file.path, "rb") as source, mmap.mmap(source.fileno(), 0, mmap.MAP_PRIVATE) as content:
+            start = address_of(content)
+            for name, (offset, size, _) in file.tensors.items():
+                if name in names and LIBC.memcmp(memory.address + places[name], start + offset, size) != 0:
+                    found.append(name)
+    return found
 
 
 class Info(http.server.BaseHTTPRequestHandler):
@@ -183,11 +210,7 @@ class Program:
         key = json.dumps(files)
         if key not in self.readers:
             loaded = [File(path) for path in files]
-            places, end = {}, 0
-            for file in loaded:
-                for name, (_, size, _) in file.tensors.items():
-                    places[name] = end
-                    end += size
+            places, end = laid_out(loaded)
             memory = Memory(end)
             if self.engine.register_memory(memory.address, max(memory.size, 1)) != 0:
                 raise RuntimeError("register_memory() of the destination failed")
@@ -226,18 +249,7 @@ class Program:
                 break
         report = {"seconds": time.monotonic() - begin, "cpu_seconds": time.process_time() - before}
         return {"rc": code, "calls": calls, "tensors": len(names), "bytes": sum(sizes), **report,
-                "different": self.different(loaded, places, memory, set(names)) if compare else None}  # fmt: skip
-
-    def different(self, files: list[File], places: dict[str, int], memory: Memory, names: set[str]) -> list[str]:
-        """Names of the tensors in memory that are not as in the files."""
-        found = []
-        for file in files:
-            with open(file.path, "rb") as source, mmap.mmap(source.fileno(), 0, mmap.MAP_PRIVATE) as content:
-                start = ctypes.addressof(ctypes.c_char.from_buffer(content))
-                for name, (offset, size, _) in file.tensors.items():
-                    if name in names and LIBC.memcmp(memory.address + places[name], start + offset, size) != 0:
-                        found.append(name)
-        return found
+                "different": different(loaded, places, memory, set(names)) if compare else None}  # fmt: skip
 
     def do_write(self, session: str, address: int, size: int, calls: list[str]) -> dict:
         """Tries to write `size` bytes at an address of the peer's, by each of these calls; answers their return codes."""

@@ -54,10 +54,10 @@ def folder_of(version: str) -> Path:
 
 
 class Program:
-    """A process that answers lines of JSON; its standard error goes to a file."""
+    """A process that answers lines of JSON; its standard error goes to a file in `folder`."""
 
-    def __init__(self, host: hosts.Namespace, program: str, folder: Path, version: str, env: dict[str, str]):
-        self.words = f"{program} with Mooncake {version} {env or ''}"
+    def __init__(self, host: hosts.Namespace, program: Path, folder: Path, version: str, env: dict[str, str]):
+        self.words = f"{program.name} with Mooncake {version} {env or ''}"
         self.log = tempfile.NamedTemporaryFile("w+", prefix="peer-", dir=folder)
         path = [] if version == NEWEST else [str(folder_of(version))]
         mine = {name: value for name, value in os.environ.items() if not name.startswith(("MC_", "SGLANG_"))}
@@ -67,7 +67,7 @@ class Program:
             mine.pop(name.upper(), None)
         with host.inside():
             self.process = subprocess.Popen(
-                [sys.executable, str(HERE / program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+                [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
                 env=mine,
             )  # fmt: skip
         self.host = host
@@ -138,7 +138,7 @@ class Mooncake(Program):
     """One engine, started: .session is where it can be reached."""
 
     def __init__(self, host: hosts.Host, folder: Path, version: str = NEWEST, env: dict[str, str] | None = None):
-        super().__init__(host, "mooncake_program.py", folder, version, env or {})
+        super().__init__(host, HERE / "mooncake_program.py", folder, version, env or {})
         try:
             facts = self.ask("start", host=host.address)
             if facts["version"] != version:
@@ -198,7 +198,7 @@ class Case(hosts.Case):
     @classmethod
     def sglang(cls, host: hosts.Host, version: str = NEWEST) -> Program:
         """A process with SGLang's code, ended with the class: it takes long to start."""
-        program = Program(host, "sglang_program.py", cls.shared, version, {})
+        program = Program(host, HERE / "sglang_program.py", cls.shared, version, {})
         cls.addClassCleanup(program.close)
         return program
 

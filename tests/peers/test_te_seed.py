@@ -204,7 +204,7 @@ class Sglang(Case):
         import sglang_models
 
         for family, size, ranks in (("llama", 1, [0]), ("qwen2", 2, [0, 1]), ("qwen3-moe", 4, [0, 3]),
-                                    ("llama", 8, [0, 5, 7])):  # fmt: skip
+                                    ("llama", 8, [0, 5, 7]), ("deepseek", 2, [1]), ("qwen3-moe-fp8", 2, [0])):  # fmt: skip
             model = self.shared / family
             if not model.exists():
                 sglang_models.FAMILIES[family]().write(model)

@@ -1,0 +1,76 @@
+"""librfork as an engine would use it, for te_peers.py: forks into memory that is there already.
+
+Commands as in mooncake_program.py. $RFORK_LIBRARY is the shared library.
+"""
+
+import ctypes
+import os
+import time
+
+import mooncake_program
+
+
+class Error(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_int), ("sys_errno", ctypes.c_int), ("text", ctypes.c_char * 512)]
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("transport", ctypes.c_char_p), ("connections", ctypes.c_uint32), ("no_verify", ctypes.c_bool),
+        ("timeout_ms", ctypes.c_uint64), ("wait_ready_ms", ctypes.c_uint64), ("rank", ctypes.c_uint32),
+        ("tp_size", ctypes.c_uint32), ("layout", ctypes.c_char_p), ("later", ctypes.c_char * 256),
+    ]  # fmt: skip
+
+
+class Stats(ctypes.Structure):
+    _fields_ = [
+        ("bytes", ctypes.c_uint64), ("wire_bytes", ctypes.c_uint64), ("chunks", ctypes.c_uint64),
+        ("chunks_retried", ctypes.c_uint64), ("connections", ctypes.c_uint32), ("seconds", ctypes.c_double),
+        ("verified", ctypes.c_bool), ("transport", ctypes.c_char * 64), ("reason", ctypes.c_char * 1024),
+        ("root_digest", ctypes.c_char * 96), ("later", ctypes.c_char * 256),
+    ]  # fmt: skip
+
+
+class Program:
+    """The commands."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL(os.environ["RFORK_LIBRARY"])
+        self.library.rf_fork_bind.argtypes = [
+            ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p
+        ]  # fmt: skip
+        self.error = Error()
+
+    def call(self, function: str, *arguments: object) -> None:
+        """RuntimeError with the library's words when it fails."""
+        if getattr(self.library, function)(*arguments, ctypes.byref(self.error)) != 0:
+            raise RuntimeError(f"{function}: {self.error.text.decode(errors='replace')}")
+
+    def do_read(self, url: str, files: list[str], transport: str, verify: bool) -> dict:
+        """Forks a seed: the time is that of rf_fork_run(), and all with rf_fork_open() and binding."""
+        if not hasattr(self, "memory"):
+            self.files = [mooncake_program.File(path) for path in files]
+            self.places, size = mooncake_program.laid_out(self.files)
+            self.memory = mooncake_program.Memory(size)
+        self.memory.fill()
+        fork = ctypes.c_void_p()
+        options = Options(transport=transport.encode(), no_verify=not verify)
+        begin = time.monotonic()
+        self.call("rf_fork_open", url.encode(), ctypes.byref(options), ctypes.byref(fork))
+        for file in self.files:
+            for name, (_, size, _) in file.tensors.items():
+                self.call("rf_fork_bind", fork, name.encode(), self.memory.address + self.places[name], size)
+        before, cpu = time.monotonic(), time.process_time()
+        self.call("rf_fork_run", fork, None, None)
+        end = time.monotonic()
+        stats = Stats()
+        self.library.rf_fork_get_stats(fork, ctypes.byref(stats))
+        self.library.rf_fork_close(fork)
+        return {"rc": 0, "seconds": end - before, "all_seconds": end - begin, "bytes": stats.bytes,
+                "cpu_seconds": time.process_time() - cpu, "verified": stats.verified,
+                "transport": stats.transport.decode(), "connections": stats.connections,
+                "different": mooncake_program.different(self.files, self.places, self.memory, set(self.places))}  # fmt: skip
+
+
+if __name__ == "__main__":
+    mooncake_program.answer_commands(Program())
