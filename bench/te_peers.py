@@ -31,7 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("RFORK", str(ROOT / "build/rfork"))
 os.environ.setdefault("RFORK_BUILD", str(ROOT / "build"))
 os.environ.setdefault("RFORK_SOURCE", str(ROOT))
-os.environ.setdefault("RFORK_LIBRARY", str(ROOT / "build/librfork.so"))
 sys.path.insert(0, str(ROOT / "tests/peers"))
 sys.dont_write_bytecode = True
 import te_peer  # noqa: E402
@@ -72,8 +71,8 @@ class Bench:
                            check=True, stdout=subprocess.DEVNULL)  # fmt: skip
         return folder
 
-    def program(self, name: str, **env: str) -> te_peer.Program:
-        """A process of bench/ on the host."""
+    def program(self, name: str | Path, **env: str) -> te_peer.Program:
+        """A process on the host: one of bench/, or another by its path."""
         return te_peer.Program(self.host, HERE / name, self.folder, te_peer.NEWEST, env)
 
     def nixl(self) -> te_peer.Program:
@@ -197,7 +196,7 @@ def move(bench: Bench, tensors: int) -> None:
         if bench.ours:
             seed = stack.enter_context(bench.seed(model))
             session, our_map = bench.info(seed)
-            reader = started(bench.program("peer_rfork.py", RFORK_LIBRARY=os.environ["RFORK_LIBRARY"]))
+            reader = started(bench.program(te_peer.HERE / "library_program.py"))
 
             def ours(verify: bool) -> dict:
                 return reader.ask("read", url=seed.url, files=files, transport="te", verify=verify)

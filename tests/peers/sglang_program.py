@@ -199,26 +199,23 @@ class Program:
 
     def do_seed(
         self, host: str, folder: str, shape: str = "sglang", rank: int = 0, size: int = 1, layout: str = "merged",
-        early: bool = False,
+        early: bool = False, head: str = "", head_port: int = 0,
     ) -> dict:  # fmt: skip
         """Starts a seed of one rank.
 
         `layout` is what is registered: "merged" (one region), "each" (one for a parameter), "half" (of those), or "none":
         what SGLang does by itself where there is no CUDA. With `early` it answers, but has not loaded its weights yet.
+        With `head` it is on a node that is not the first: it has no HTTP side, and registers with the bootstrap server
+        there, at `head_port`.
         """
         os.environ.update(SGLANG_HOST_IP=host, MOONCAKE_PROTOCOL="tcp")
         place = sglang_oracle.Place(rank, size)
-        bootstrap_port = free_port("127.0.0.1")
-        bootstrap = EngineInfoBootstrapServer("127.0.0.1", bootstrap_port)
-        wait_for("127.0.0.1", bootstrap_port)
-        port = free_port(host)
-        run_web(info_routes(f"http://127.0.0.1:{bootstrap_port}"), host, port)
-        self.kept.append(bootstrap)
-        report = {"url": f"http://{host}:{port}", "bootstrap": bootstrap_port}
+        report = {} if head else self.front(host)
         if early:
             return report
         arguments = {"remote_instance_weight_loader_start_seed_via_transfer_engine": True,
-                     "engine_info_bootstrap_port": bootstrap_port}  # fmt: skip
+                     "engine_info_bootstrap_port": head_port or report["bootstrap"],
+                     "dist_init_addr": f"{head}:5000" if head else None}  # fmt: skip
         with sglang_oracle.placed(Path(folder), place, **arguments):
             model = filled(shape, Path(folder))
             transporter = RemoteInstanceWeightTransporter(get_model=lambda: model, gpu_id=0)
@@ -230,9 +227,16 @@ class Program:
                     self.kept.append(arena)
                 transporter.maybe_register_and_publish_weight_info()
         self.kept += [model, transporter]
-        if bootstrap.get_transfer_engine_info(rank) is None:
-            raise RuntimeError("nothing was published")
         return {**report, "session": transporter.session_id, "tensors": len(transporter.weight_info)}
+
+    def front(self, host: str) -> dict:
+        """Starts a bootstrap server and the HTTP routes that ask it."""
+        bootstrap_port = free_port("127.0.0.1")
+        self.kept.append(EngineInfoBootstrapServer("127.0.0.1", bootstrap_port))
+        wait_for("127.0.0.1", bootstrap_port)
+        port = free_port(host)
+        run_web(info_routes(f"http://127.0.0.1:{bootstrap_port}"), host, port)
+        return {"url": f"http://{host}:{port}", "bootstrap": bootstrap_port}
 
     def do_load(
         self, host: str, seed_host: str, seed_port: int, folder: str, shape: str = "sglang", rank: int = 0, size: int = 1

@@ -69,6 +69,20 @@ for release in te_peer.VERSIONS:
     add_release(release, "each", "smollm2")
 
 
+class Library(Case):
+    def test_forks_into_memory_of_an_engine(self) -> None:
+        model = rfork_program.model("minilm")
+        library = te_peer.Program(self.ours, te_peer.HERE / "library_program.py", self.folder, te_peer.NEWEST, {})
+        self.addCleanup(library.close)
+        for version in te_peer.VERSIONS:
+            with self.subTest(version=version):
+                seed = self.mooncake(self.theirs, version)
+                seed.hold(*te_peer.weights(model), register="each")
+                report = library.ask("read", url=seed.publish(), files=te_peer.weights(model), transport="te", verify=True)
+                self.assertEqual((report["transport"], report["different"]), ("te", []))
+                seed.close()
+
+
 class Sizes(Case):
     def test_4000_registered_buffers(self) -> None:
         model = self.generated("many", "--tensors", "4000", "--bytes", "32MiB")

@@ -1,6 +1,6 @@
-"""librfork as an engine would use it, for te_peers.py: forks into memory that is there already.
+"""librfork.so as an engine would use it: forks a seed into memory of its own, told by lines of JSON.
 
-Commands as in mooncake_program.py. $RFORK_LIBRARY is the shared library.
+Commands as in mooncake_program.py. The library is the one in $RFORK_BUILD.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ class Program:
     """The commands."""
 
     def __init__(self) -> None:
-        self.library = ctypes.CDLL(os.environ["RFORK_LIBRARY"])
+        self.library = ctypes.CDLL(os.path.join(os.environ["RFORK_BUILD"], "librfork.so"))
         self.library.rf_fork_bind.argtypes = [
             ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p
         ]  # fmt: skip

@@ -1,0 +1,102 @@
+"""Two nodes with 16 ranks, by the seed document's commands: SGLang's own client takes ranks of both from the first.
+
+The nodes are network namespaces. The information of the second node reaches the first by the ZeroMQ service of the seed
+document, or by SGLang's bootstrap server; one of the nodes may also be SGLang's.
+
+ctest: timeout=600
+"""
+
+import json
+import unittest
+from pathlib import Path
+
+import rfork_program
+import te_peer
+
+START_SEED = "--remote-instance-weight-loader-start-seed-via-transfer-engine"
+PORT, BOOTSTRAP_PORT, ZMQ_PORT = 30000, 6789, 15036
+TP = 16
+
+
+def setUpModule() -> None:
+    te_peer.require()
+    if "--node-hosts" not in rfork_program.rfork("serve", "--help"):
+        raise unittest.SkipTest("this rfork serve knows no --node-hosts")
+
+
+class Nodes(te_peer.Case):
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        import sglang_models
+
+        # As test_sglang_layout.py's, with heads for 16 ranks.
+        config = sglang_models.common(
+            "LlamaForCausalLM", "llama", "BF16", hidden_size=128, intermediate_size=256, num_hidden_layers=2, head_dim=8,
+            num_attention_heads=16, num_key_value_heads=2, attention_bias=False, mlp_bias=False,
+            tie_word_embeddings=False,
+        )  # fmt: skip
+        cls.model = cls.shared / "llama-16"
+        sglang_models.Model(config, sglang_models.dense(config, "BF16", True)).write(cls.model)
+        cls.client = cls.sglang(cls.theirs)
+
+    def node(self, host: te_peer.hosts.Host, rank: int, head: te_peer.hosts.Host, *more: str) -> te_peer.util.Process:
+        """`rfork serve` as the seed document has it; ended with the test."""
+        with host.inside():
+            process = te_peer.util.Process(
+                self.folder, "serve", "--model-path", str(self.model), "--tp", str(TP), "--trust-remote-code",
+                "--mem-frac", "0.85", "--host", "0.0.0.0", "--port", str(PORT), "--layout", "sglang",
+                "--dist-init-addr", f"{head.address}:5000", "--nnodes", "2", "--node-rank", str(rank), START_SEED, *more,
+            )  # fmt: skip
+        self.addCleanup(te_peer.util.Process.__exit__, process, None, None, None)
+        return process
+
+    def ask(self, host: te_peer.hosts.Host, rank: int) -> tuple[int, dict]:
+        """Status and body of what a node says of a rank."""
+        with host.inside():
+            url = f"http://{host.address}:{PORT}"
+            status, _, body = te_peer.util.http_get(url, f"{te_peer.OLD_PATH}?rank={rank}", timeout=60)
+        return status, json.loads(body)
+
+    def assert_ranks_load(self, head: te_peer.hosts.Host, ranks: list[int]) -> None:
+        """SGLang's load_model, as these ranks, from a head."""
+        for rank in ranks:
+            with self.subTest(rank=rank):
+                report = self.client.ask("load", host=self.theirs.address, seed_host=head.address, seed_port=PORT,
+                                         folder=str(self.model), rank=rank, size=TP)  # fmt: skip
+                self.assertEqual((report["parameters"], report["different"]), (15, []))
+
+    def two_nodes(self, *more: str) -> None:
+        head, second = self.ours, self.theirs.network.host("second")
+        processes = [self.node(head, 0, head, *more), self.node(second, 1, head, *more)]
+        for process in processes:
+            process.wait_for(r"^rfork: ready ", 60, "stdout")
+        te_peer.util.wait_until(lambda: self.ask(head, TP - 1)[0] == 200, 30, "the head's answer for rank 15", 0.2)
+        sessions = {self.ask(head, rank)[1]["remote_instance_transfer_engine_info"][0] for rank in range(TP)}
+        self.assertEqual({session.rpartition(":")[0] for session in sessions}, {head.address, second.address})
+        self.assertEqual(self.ask(head, TP)[0], 400)
+        self.assert_ranks_load(head, [0, 7, 8, 15])
+
+    def test_by_the_zeromq_service_of_the_seed_document(self) -> None:
+        hosts = {"0": self.ours.address, "1": f"10.213.{len(self.theirs.network.hosts) + 1}.1"}
+        self.two_nodes("--node-hosts", json.dumps(hosts), "--inter-node-transfer-engine-info-port", str(ZMQ_PORT))
+
+    def test_by_the_bootstrap_server_of_sglang(self) -> None:
+        self.two_nodes()
+
+    def test_a_node_of_sglangs_registers_with_our_head(self) -> None:
+        head, second = self.ours, self.theirs.network.host("sglang")
+        self.node(head, 0, head).wait_for(r"^rfork: ready ", 60, "stdout")
+        self.assertEqual(self.ask(head, TP - 1)[0], 400)
+        process = te_peer.Program(second, te_peer.HERE / "sglang_program.py", Path(self.folder), te_peer.NEWEST, {})
+        self.addCleanup(process.close)
+        held = process.ask("seed", host=second.address, folder=str(self.model), rank=TP - 1, size=TP, head=head.address,
+                           head_port=BOOTSTRAP_PORT)  # fmt: skip
+        status, body = self.ask(head, TP - 1)
+        self.assertEqual(status, 200)
+        self.assertEqual(body["remote_instance_transfer_engine_info"][0], held["session"])
+        self.assert_ranks_load(head, [0, 15])
+
+
+if __name__ == "__main__":
+    unittest.main()
