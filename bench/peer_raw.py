@@ -95,7 +95,13 @@ class Program:
         Answers how long each took, from connecting to the last byte of the reply.
         """
         host, _, port = session.rpartition(":")
-        half = (b"", b"\x10", struct.pack("<Q", 1 << 20), struct.pack("<Q", 64) + b"\x01{", struct.pack("<Q", 3) + b"\x01")
+        half = (
+            b"",
+            b"\x10",
+            struct.pack("<Q", 1 << 20),
+            struct.pack("<Q", 64) + b"\x01{",
+            struct.pack("<Q", 3) + b"\x01",
+        )
         hostile = []
         for i in range(idle):
             connection = socket.create_connection((host, int(port)), timeout=10)

@@ -3,8 +3,8 @@
 
   te_peers.py [--bytes 1GiB] [--tensors 400,4000,16000] [--rounds 5] [--only PARTS] [--json]
 
-One host (a network namespace), so that all goes over its loopback. All memory is touched beforehand and all contents are
-compared with the files after each read. Who is compared takes turns, round by round, and medians count. Mooncake's best
+One host (a network namespace), so that all goes over its loopback. All memory is touched beforehand and all contents
+are compared with the files after each read. Who is compared takes turns, round by round, and medians count. Mooncake's best
 mode is its connection pool with three limits raised ("tuned"); as shipped it refuses more than 2048 tensors at once.
 Needs root, and what `scripts/peers.py bench` installs. Exit code 1 when a target was missed.
 
@@ -36,7 +36,6 @@ sys.dont_write_bytecode = True
 import te_peer  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-START_SEED = "--remote-instance-weight-loader-start-seed-via-transfer-engine"
 PARTS = ("move", "unpooled", "publish", "handshakes")
 GIB = 1 << 30
 
@@ -57,7 +56,7 @@ class Bench:
         self.host = te_peer.hosts.Network().host("bench")
         self.samples: list[dict] = []
         self.rows: list[dict] = []
-        self.ours = START_SEED in te_peer.rfork_program.rfork("serve", "--help")
+        self.ours = te_peer.rfork_has_te()
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -87,7 +86,7 @@ class Bench:
     @contextlib.contextmanager
     def seed(self, model: Path, *more: str) -> Iterator[te_peer.hosts.HostSeed]:
         """`rfork serve`, with its digests made."""
-        with te_peer.hosts.HostSeed(self.host, self.folder, "--model-path", str(model), START_SEED, *more,
+        with te_peer.hosts.HostSeed(self.host, self.folder, "--model-path", str(model), te_peer.START_SEED, *more,
                                     seconds=300) as seed:  # fmt: skip
             te_peer.util.wait_until(lambda: seed.instance().get("root_digest"), 300, "the root digest", pause=0.2)
             yield seed
@@ -123,8 +122,10 @@ class Bench:
         found = [s[what] for s in self.samples if (s["part"], s["tensors"], s["who"]) == (part, tensors, who)]
         return statistics.median(found) if found and None not in found else None
 
-    def row(self, what: str, value: float | None, unit: str, at_least: float | None = None, at_most: float | None = None,
-            note: str = "") -> None:  # fmt: skip
+    def row(
+        self, what: str, value: float | None, unit: str, at_least: float | None = None, at_most: float | None = None,
+        note: str = "",
+    ) -> None:  # fmt: skip
         """One line of the table: passed when the value keeps its bound, None when it has none or was not measured."""
         passed = None
         if value is not None and at_least is not None:
@@ -220,10 +221,10 @@ def report_move(bench: Bench, tensors: int) -> None:
             bench.row(f"{who}, {tensors} tensors", size / seconds / 1e9, "GB/s", note=f"{seconds:.3f} s")
     bench.times("rfork to Mooncake", "move", tensors, "mooncake", "rfork", OURS_TO_MOONCAKE.get(tensors))
     bench.times("rfork to NIXL", "move", tensors, "nixl", "rfork", OURS_TO_NIXL.get(tensors))
-    bench.times("rfork to the better of raw sockets", "move", tensors,
-                min(("raw 1", "raw 4"), key=lambda who: bench.median("move", tensors, who) or 1e9), "rfork", None)  # fmt: skip
-    bench.times("their pooled reader from our seed to from their own", "move", tensors, "mooncake", "mooncake from rfork",
-                1.0)  # fmt: skip
+    better = min(("raw 1", "raw 4"), key=lambda who: bench.median("move", tensors, who) or 1e9)
+    bench.times("rfork to the better of raw sockets", "move", tensors, better, "rfork", None)
+    bench.times("their pooled reader from our seed to from their own", "move", tensors, "mooncake",
+                "mooncake from rfork", 1.0)  # fmt: skip
     theirs = bench.median("move", tensors, "mooncake", "seed_cpu_seconds_per_gib")
     bench.row(f"Mooncake seed's CPU, {tensors} tensors", theirs, "s/GiB")
     for who in ("rfork", "mooncake from rfork"):
@@ -249,8 +250,8 @@ def unpooled(bench: Bench, tensors: int) -> None:
         if bench.ours:
             seed = stack.enter_context(bench.seed(model))
             session, our_map = bench.info(seed)
-            turns.append(lambda: bench.sample("unpooled", tensors, "mooncake from rfork", lambda: read(session, our_map),
-                                              seed.pid))  # fmt: skip
+            turns.append(lambda: bench.sample("unpooled", tensors, "mooncake from rfork",
+                                              lambda: read(session, our_map), seed.pid))  # fmt: skip
         alternate(min(bench.arguments.rounds, 3), turns)
     bench.times("their unpooled reader from our seed to from their own", "unpooled", tensors, "mooncake",
                 "mooncake from rfork", UNPOOLED.get(tensors))  # fmt: skip

@@ -20,7 +20,7 @@ VENV = ROOT / "build/venv-peers"
 PIP = [str(VENV / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-q",
        "--no-compile"]  # most of it is never imported
 
-# Folder in build/peers -> what pip installs there. The plain package needs CUDA after 0.3.6, the other begins with 0.3.7.
+# Folder in build/peers -> what pip installs there. The plain package needs CUDA from 0.3.7 on.
 FOLDERS = {
     "test": {
         "mooncake-0.3.6": "mooncake-transfer-engine==0.3.6",

@@ -220,7 +220,13 @@ class Program:
         return self.readers[key]
 
     def do_read(
-        self, session: str, map: dict[str, list[int]], files: list[str], batch: int, limit: int = 0, compare: bool = True
+        self,
+        session: str,
+        map: dict[str, list[int]],
+        files: list[str],
+        batch: int,
+        limit: int = 0,
+        compare: bool = True,
     ) -> dict:
         """Reads the tensors of a map, `batch` with one call, and compares them with the files' bytes.
 
@@ -252,7 +258,7 @@ class Program:
                 "different": different(loaded, places, memory, set(names)) if compare else None}  # fmt: skip
 
     def do_write(self, session: str, address: int, size: int, calls: list[str]) -> dict:
-        """Tries to write `size` bytes at an address of the peer's, by each of these calls; answers their return codes."""
+        """Tries to write `size` bytes at an address of the peer's, by each of these calls; answers their codes."""
         memory = Memory(size)
         if self.engine.register_memory(memory.address, memory.size) != 0:
             raise RuntimeError("register_memory() of the source failed")

@@ -1,13 +1,13 @@
 """SGLang's own code for remote instances as a process of its own, on a CPU: a seed and a client, told by lines of JSON.
 
-As mooncake_program.py, whose protocol this is: {"do": "seed", ...} and {"do": "load", ...} may come any number of times.
+The protocol is mooncake_program.py's; {"do": "seed", ...} and {"do": "load", ...} may come any number of times.
 
 What runs is SGLang's: RemoteInstanceModelLoader.load_model as a whole, RemoteInstanceWeightTransporter (which makes the
 Mooncake engine, registers and publishes), register_memory_region, EngineInfoBootstrapServer, and the two HTTP routes,
 taken from the text of its http_server.py, because importing that asks for a dozen packages more. Shims:
 
-- A model is one of SGLang's classes, built as sglang_oracle.py says, or (shape "transformers") the class of transformers
-  that config.json names, put in the place of _initialize_model and _get_quantization_config.
+- A model is one of SGLang's classes, built as sglang_oracle.py says, or (shape "transformers") the class of
+  transformers that config.json names, put in the place of _initialize_model and _get_quantization_config.
 - torch.cuda.memory.memory_snapshot, for a seed: there is no CUDA allocator that could tell where the parameters are.
 - Client and seed are told their address by SGLANG_HOST_IP, as in production.
 """
@@ -79,7 +79,7 @@ def transformers_model(folder: Path) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def shaped(shape: str, folder: Path) -> Iterator[ModelConfig | types.SimpleNamespace]:
-    """What loader._initialize_model makes are models of this shape, poisoned; yields the model config to call it with."""
+    """What loader._initialize_model makes are models of this shape, poisoned; yields the config to call it with."""
     if shape == "transformers":
         config = types.SimpleNamespace(dtype=torch.float32, quantization=None)
         make = lambda *_: transformers_model(folder)  # noqa: E731
@@ -151,9 +151,7 @@ class Arena:
 def info_routes(bootstrap_url: str) -> fastapi.FastAPI:
     """An application with SGLang's two routes, their functions compiled from its own source."""
     source = (Path(sglang.__file__).parent / "srt/entrypoints/http_server.py").read_text()
-    found = [
-        node for node in ast.parse(source).body if isinstance(node, ast.AsyncFunctionDef) and node.name in ROUTES
-    ]
+    found = [node for node in ast.parse(source).body if isinstance(node, ast.AsyncFunctionDef) and node.name in ROUTES]
     assert len(found) == len(ROUTES), [node.name for node in found]
     application = fastapi.FastAPI()
     arguments = types.SimpleNamespace(engine_info_bootstrap_url=bootstrap_url)
@@ -203,8 +201,8 @@ class Program:
     ) -> dict:  # fmt: skip
         """Starts a seed of one rank.
 
-        `layout` is what is registered: "merged" (one region), "each" (one for a parameter), "half" (of those), or "none":
-        what SGLang does by itself where there is no CUDA. With `early` it answers, but has not loaded its weights yet.
+        `layout` is what is registered: "merged" (one region), "each" (one for a parameter), "half" (of those), or
+        "none": what SGLang does by itself where there is no CUDA. With `early` it answers, but has not loaded its weights yet.
         With `head` it is on a node that is not the first: it has no HTTP side, and registers with the bootstrap server
         there, at `head_port`.
         """
@@ -239,7 +237,14 @@ class Program:
         return {"url": f"http://{host}:{port}", "bootstrap": bootstrap_port}
 
     def do_load(
-        self, host: str, seed_host: str, seed_port: int, folder: str, shape: str = "sglang", rank: int = 0, size: int = 1
+        self,
+        host: str,
+        seed_host: str,
+        seed_port: int,
+        folder: str,
+        shape: str = "sglang",
+        rank: int = 0,
+        size: int = 1,
     ) -> dict:
         """SGLang's load_model from a seed; answers which parameters are not as they should be."""
         os.environ.update(SGLANG_HOST_IP=host, MOONCAKE_PROTOCOL="tcp")

@@ -12,6 +12,7 @@ but in a namespace.
 
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import util  # noqa: E402
 HERE = Path(__file__).resolve().parent
 PEERS = Path(os.environ.get("RFORK_PEERS", rfork_program.SOURCE / "build/peers"))
 NEWEST = "0.3.13.post1"
+START_SEED = "--remote-instance-weight-loader-start-seed-via-transfer-engine"
 VERSIONS = ("0.3.6", "0.3.9", "0.3.12.post1", NEWEST)
 # Without these the newest release refuses more than 2048 tensors at once; a longer wait is for busy machines.
 TUNED = {
@@ -46,6 +48,11 @@ def require() -> None:
     missing = [version for version in VERSIONS if version != NEWEST and not folder_of(version).exists()]
     if missing:
         raise unittest.SkipTest(f"Mooncake {', '.join(missing)} is not in {PEERS}; scripts/peers.py makes it")
+
+
+def rfork_has_te() -> bool:
+    """Whether the program under test has the transport."""
+    return re.search(r"--transport .*\bte\b", rfork_program.rfork("fork", "--help")) is not None
 
 
 def folder_of(version: str) -> Path:

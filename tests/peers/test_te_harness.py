@@ -34,7 +34,7 @@ class MooncakeWithItself(te_peer.Case):
         held = seed.hold(*files)
         before = seed.ask("digest")
         name = next(iter(held))
-        address, count, element = held[name]
+        address = held[name][0]
         report = reader.ask("write", session=seed.session, address=address, size=1, calls=["transfer_sync_write"])
         self.assertEqual(report["rc"], {"transfer_sync_write": 0})  # any peer may write into a Mooncake seed
         self.assertNotEqual(seed.ask("digest"), before)

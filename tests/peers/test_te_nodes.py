@@ -10,18 +10,16 @@ import json
 import unittest
 from pathlib import Path
 
-import rfork_program
 import te_peer
 
-START_SEED = "--remote-instance-weight-loader-start-seed-via-transfer-engine"
 PORT, BOOTSTRAP_PORT, ZMQ_PORT = 30000, 6789, 15036
 TP = 16
 
 
 def setUpModule() -> None:
     te_peer.require()
-    if "--node-hosts" not in rfork_program.rfork("serve", "--help"):
-        raise unittest.SkipTest("this rfork serve knows no --node-hosts")
+    if not te_peer.rfork_has_te():
+        raise unittest.SkipTest("this rfork has no te")
 
 
 class Nodes(te_peer.Case):
@@ -32,8 +30,8 @@ class Nodes(te_peer.Case):
 
         # As test_sglang_layout.py's, with heads for 16 ranks.
         config = sglang_models.common(
-            "LlamaForCausalLM", "llama", "BF16", hidden_size=128, intermediate_size=256, num_hidden_layers=2, head_dim=8,
-            num_attention_heads=16, num_key_value_heads=2, attention_bias=False, mlp_bias=False,
+            "LlamaForCausalLM", "llama", "BF16", hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+            head_dim=8, num_attention_heads=16, num_key_value_heads=2, attention_bias=False, mlp_bias=False,
             tie_word_embeddings=False,
         )  # fmt: skip
         cls.model = cls.shared / "llama-16"
@@ -46,7 +44,8 @@ class Nodes(te_peer.Case):
             process = te_peer.util.Process(
                 self.folder, "serve", "--model-path", str(self.model), "--tp", str(TP), "--trust-remote-code",
                 "--mem-frac", "0.85", "--host", "0.0.0.0", "--port", str(PORT), "--layout", "sglang",
-                "--dist-init-addr", f"{head.address}:5000", "--nnodes", "2", "--node-rank", str(rank), START_SEED, *more,
+                "--dist-init-addr", f"{head.address}:5000", "--nnodes", "2", "--node-rank", str(rank),
+                te_peer.START_SEED, *more,
             )  # fmt: skip
         self.addCleanup(te_peer.util.Process.__exit__, process, None, None, None)
         return process

@@ -14,13 +14,11 @@ from pathlib import Path
 import rfork_program
 import te_peer
 
-START_SEED = "--remote-instance-weight-loader-start-seed-via-transfer-engine"
-
 
 def setUpModule() -> None:
     te_peer.require()
-    if START_SEED not in rfork_program.rfork("serve", "--help"):
-        raise unittest.SkipTest(f"this rfork serve knows no {START_SEED}")
+    if not te_peer.rfork_has_te():
+        raise unittest.SkipTest("this rfork has no te")
 
 
 class Case(te_peer.Case):
@@ -78,7 +76,9 @@ class Library(Case):
             with self.subTest(version=version):
                 seed = self.mooncake(self.theirs, version)
                 seed.hold(*te_peer.weights(model), register="each")
-                report = library.ask("read", url=seed.publish(), files=te_peer.weights(model), transport="te", verify=True)
+                report = library.ask(
+                    "read", url=seed.publish(), files=te_peer.weights(model), transport="te", verify=True
+                )
                 self.assertEqual((report["transport"], report["different"]), ("te", []))
                 seed.close()
 
@@ -143,7 +143,8 @@ class Chain(Case):
         prefix = "--remote-instance-weight-loader"
         arguments = ("--load-format", "remote_instance", f"{prefix}-backend", "transfer_engine",
                      f"{prefix}-seed-instance-ip", url.hostname,
-                     f"{prefix}-seed-instance-service-port", str(url.port), "--model-path", str(model), START_SEED)  # fmt: skip
+                     f"{prefix}-seed-instance-service-port", str(url.port), "--model-path", str(model),
+                     te_peer.START_SEED)  # fmt: skip
         with self.seed_on(self.ours, *arguments, seconds=120) as ours:
             _, _, body = ours.get(f"{te_peer.NEW_PATH}?rank=0")
             session, tensors = json.loads(body)["remote_instance_transfer_engine_info"]

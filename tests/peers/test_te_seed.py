@@ -1,4 +1,4 @@
-"""Our seed, their readers: Mooncake of four releases, and SGLang's own load_model, take every tensor from `rfork serve`.
+"""Our seed, their readers: Mooncake of four releases, and SGLang's own load_model, take all from `rfork serve`.
 
 All of them are the real programs (mooncake_program.py, sglang_program.py), on a host of their own. What they read is
 compared with the model's files, byte for byte.
@@ -16,16 +16,18 @@ from pathlib import Path
 import rfork_program
 import te_peer
 
-START_SEED = "--remote-instance-weight-loader-start-seed-via-transfer-engine"
 # Releases and settings of a reader: the newest keeps connections unless told otherwise, the others have one a request.
 READERS = [(version, "") for version in te_peer.VERSIONS] + [(te_peer.NEWEST, "unpooled"), (te_peer.NEWEST, "v1")]
+# Family of sglang_models, tensor-parallel size, ranks.
+SAMPLES = [("llama", 1, [0]), ("qwen2", 2, [0, 1]), ("qwen3-moe", 4, [0, 3]), ("llama", 8, [0, 5, 7]),
+           ("deepseek", 2, [1]), ("qwen3-moe-fp8", 2, [0])]  # fmt: skip
 ROUTES = (te_peer.NEW_PATH, te_peer.OLD_PATH)
 
 
 def setUpModule() -> None:
     te_peer.require()
-    if START_SEED not in rfork_program.rfork("serve", "--help"):
-        raise unittest.SkipTest(f"this rfork serve knows no {START_SEED}")
+    if not te_peer.rfork_has_te():
+        raise unittest.SkipTest("this rfork has no te")
 
 
 class Case(te_peer.Case):
@@ -34,7 +36,7 @@ class Case(te_peer.Case):
     @contextlib.contextmanager
     def serving(self, model: Path, *arguments: str) -> Iterator[te_peer.hosts.HostSeed]:
         """`rfork serve` with the te transport, ready; it must end well."""
-        with self.seed_on(self.ours, "--model-path", str(model), START_SEED, *arguments, seconds=120) as seed:
+        with self.seed_on(self.ours, "--model-path", str(model), te_peer.START_SEED, *arguments, seconds=120) as seed:
             yield seed
 
     def info(self, seed: te_peer.hosts.HostSeed, rank: int = 0) -> tuple[str, dict[str, list[int]]]:
@@ -203,8 +205,7 @@ class Sglang(Case):
     def test_load_model_into_sglangs_own_models(self) -> None:
         import sglang_models
 
-        for family, size, ranks in (("llama", 1, [0]), ("qwen2", 2, [0, 1]), ("qwen3-moe", 4, [0, 3]),
-                                    ("llama", 8, [0, 5, 7]), ("deepseek", 2, [1]), ("qwen3-moe-fp8", 2, [0])):  # fmt: skip
+        for family, size, ranks in SAMPLES:
             model = self.shared / family
             if not model.exists():
                 sglang_models.FAMILIES[family]().write(model)
