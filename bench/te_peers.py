@@ -9,8 +9,7 @@ mode is its connection pool with three limits raised ("tuned"); as shipped it re
 Needs root, and what `scripts/peers.py bench` installs. Exit code 1 when a target was missed.
 
 Parts: move (who moves the bytes how fast, and what that costs the seed), unpooled (a connection for each tensor),
-publish (how soon 100,000 tensors can be read), handshakes (1,000 at once, among hostile ones). Without this rfork
-knowing te, only the others are measured.
+publish (how soon 100,000 tensors can be read), handshakes (1,000 at once, among hostile ones).
 """
 
 import argparse
@@ -56,7 +55,7 @@ class Bench:
         self.host = te_peer.hosts.Network().host("bench")
         self.samples: list[dict] = []
         self.rows: list[dict] = []
-        self.ours = te_peer.rfork_has_te()
+        self.ours = not arguments.baselines
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -329,6 +328,7 @@ def main() -> int:
     parser.add_argument("--tensors", default="400,4000,16000")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default=",".join(PARTS), metavar="PARTS")
+    parser.add_argument("--baselines", action="store_true", help="without rfork: only what it is compared with")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     parts = arguments.only.split(",")

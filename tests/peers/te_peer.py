@@ -12,7 +12,6 @@ but in a namespace.
 
 import json
 import os
-import re
 import select
 import subprocess
 import sys
@@ -48,11 +47,6 @@ def require() -> None:
     missing = [version for version in VERSIONS if version != NEWEST and not folder_of(version).exists()]
     if missing:
         raise unittest.SkipTest(f"Mooncake {', '.join(missing)} is not in {PEERS}; scripts/peers.py makes it")
-
-
-def rfork_has_te() -> bool:
-    """Whether the program under test has the transport."""
-    return re.search(r"--transport .*\bte\b", rfork_program.rfork("fork", "--help")) is not None
 
 
 def folder_of(version: str) -> Path:

@@ -18,8 +18,6 @@ TP = 16
 
 def setUpModule() -> None:
     te_peer.require()
-    if not te_peer.rfork_has_te():
-        raise unittest.SkipTest("this rfork has no te")
 
 
 class Nodes(te_peer.Case):

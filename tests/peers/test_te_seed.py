@@ -26,17 +26,16 @@ ROUTES = (te_peer.NEW_PATH, te_peer.OLD_PATH)
 
 def setUpModule() -> None:
     te_peer.require()
-    if not te_peer.rfork_has_te():
-        raise unittest.SkipTest("this rfork has no te")
 
 
 class Case(te_peer.Case):
     """Seeds of ours on self.ours; whoever reads from them is on self.theirs."""
 
     @contextlib.contextmanager
-    def serving(self, model: Path, *arguments: str) -> Iterator[te_peer.hosts.HostSeed]:
+    def serving(self, model: Path, *arguments: str, layout: str = "checkpoint") -> Iterator[te_peer.hosts.HostSeed]:
         """`rfork serve` with the te transport, ready; it must end well."""
-        with self.seed_on(self.ours, "--model-path", str(model), te_peer.START_SEED, *arguments, seconds=120) as seed:
+        how = ("--model-path", str(model), te_peer.START_SEED, "--layout", layout)
+        with self.seed_on(self.ours, *how, *arguments, seconds=120) as seed:
             yield seed
 
     def info(self, seed: te_peer.hosts.HostSeed, rank: int = 0) -> tuple[str, dict[str, list[int]]]:
@@ -73,7 +72,7 @@ class Mooncake(Case):
             session, tensors = self.info(seed)
             for version, mode in READERS:
                 reader = self.mooncake(self.theirs, version, mode)
-                for batch, limit in ((1, 300), (1000, 2000), (2000, 2000)):
+                for batch, limit in ((1, 300), (2000, 2000)):
                     with self.subTest(version=version, mode=mode, batch=batch):
                         report = reader.ask("read", session=session, map=tensors, files=files, batch=batch, limit=limit)
                         self.assert_all_equal(report, limit)
@@ -123,6 +122,7 @@ class Mooncake(Case):
             name = max(tensors, key=lambda name: tensors[name][1])
             address, count, element = tensors[name]
             calls = ["transfer_sync_write", "batch_transfer_sync_write"]
+            reader = self.mooncake(self.theirs, mode="unpooled")
             for version, mode in (("0.3.6", ""), ("0.3.12.post1", ""), *((te_peer.NEWEST, m) for m in te_peer.MODES)):
                 writer = self.mooncake(self.theirs, version, mode)
                 for size in (1, 1 << 16, count * element):
@@ -131,7 +131,7 @@ class Mooncake(Case):
                         # Without a status in the protocol (v1) a writer cannot know that nothing became of it.
                         if version != "0.3.6" and mode != "v1":
                             self.assertTrue(all(code < 0 for code in report["rc"].values()), report)
-                        report = writer.ask("read", session=session, map=tensors, files=files, batch=1000)
+                        report = reader.ask("read", session=session, map=tensors, files=files, batch=1000)
                         self.assert_all_equal(report, len(tensors))
                 writer.close()
 
@@ -198,7 +198,7 @@ class Sglang(Case):
     def test_load_model_into_transformers_models(self) -> None:
         for name, parameters in (("minilm", 103), ("smollm2", 272)):
             model = rfork_program.model(name)
-            with self.subTest(model=name), self.serving(model, "--layout", "checkpoint") as seed:
+            with self.subTest(model=name), self.serving(model) as seed:
                 report = self.load(seed, model, shape="transformers")
                 self.assertEqual(report, {"parameters": parameters, "different": []})
 
@@ -209,7 +209,7 @@ class Sglang(Case):
             model = self.shared / family
             if not model.exists():
                 sglang_models.FAMILIES[family]().write(model)
-            with self.serving(model, "--tp", str(size), "--layout", "sglang") as seed:
+            with self.serving(model, "--tp", str(size), layout="sglang") as seed:
                 for rank in ranks:
                     with self.subTest(family=family, size=size, rank=rank):
                         report = self.load(seed, model, rank=rank, size=size)
@@ -239,8 +239,10 @@ class Sglang(Case):
                         self.assertEqual(found[0], wanted[0], found[2])
                         found, wanted = json.loads(found[2]), json.loads(wanted[2])
                         if "detail" in wanted:  # FastAPI's own, with more in it than anyone reads
-                            found, wanted = found["detail"][0]["type"], wanted["detail"][0]["type"]
-                        self.assertEqual(found, wanted)
+                            self.assertEqual(found["detail"][0]["type"], wanted["detail"][0]["type"])
+                        else:  # in the same words, perhaps with a reason after them
+                            self.assertEqual([list(found), list(found["error"])], [["error"], ["message"]])
+                            self.assertTrue(found["error"]["message"].startswith(wanted["error"]["message"]), found)
 
 
 del Case
