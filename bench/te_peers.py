@@ -4,8 +4,8 @@
   te_peers.py [--bytes 1GiB] [--tensors 400,4000,16000] [--rounds 5] [--only PARTS] [--json]
 
 One host (a network namespace), so that all goes over its loopback. All memory is touched beforehand and all contents
-are compared with the files after each read. Who is compared takes turns, round by round, and medians count. Mooncake's best
-mode is its connection pool with three limits raised ("tuned"); as shipped it refuses more than 2048 tensors at once.
+are compared with the files after each read. Who is compared takes turns, round by round, and medians count. Mooncake's
+best mode is its connection pool with three limits raised ("tuned"); as shipped it refuses more than 2048 tensors.
 Needs root, and what `scripts/peers.py bench` installs. Exit code 1 when a target was missed.
 
 Parts: move (who moves the bytes how fast, and what that costs the seed), unpooled (a connection for each tensor),
@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import signal
 import statistics
 import subprocess
@@ -82,11 +81,15 @@ class Bench:
         """An engine of the newest release on the host."""
         return te_peer.Mooncake(self.host, self.folder, env=te_peer.MODES[mode])
 
+    def starting(self, model: Path, *more: str) -> te_peer.hosts.HostSeed:
+        """`rfork serve` of a model as it is in its files; returns when it is ready."""
+        how = ("--model-path", str(model), "--layout", "checkpoint", *more)
+        return te_peer.hosts.HostSeed(self.host, self.folder, *how, seconds=300)
+
     @contextlib.contextmanager
-    def seed(self, model: Path, *more: str) -> Iterator[te_peer.hosts.HostSeed]:
-        """`rfork serve`, with its digests made."""
-        with te_peer.hosts.HostSeed(self.host, self.folder, "--model-path", str(model), te_peer.START_SEED, *more,
-                                    seconds=300) as seed:  # fmt: skip
+    def seed(self, model: Path) -> Iterator[te_peer.hosts.HostSeed]:
+        """The same with te, and its digests made."""
+        with self.starting(model, te_peer.START_SEED) as seed:
             te_peer.util.wait_until(lambda: seed.instance().get("root_digest"), 300, "the root digest", pause=0.2)
             yield seed
 
@@ -118,7 +121,7 @@ class Bench:
 
     def median(self, part: str, tensors: int, who: str, what: str = "seconds") -> float | None:
         """Of all rounds; None when one failed or none was run."""
-        found = [s[what] for s in self.samples if (s["part"], s["tensors"], s["who"]) == (part, tensors, who)]
+        found = [s[what] for s in self.samples if (s["part"], s["tensors"], s.get("who")) == (part, tensors, who)]
         return statistics.median(found) if found and None not in found else None
 
     def row(
@@ -257,7 +260,7 @@ def unpooled(bench: Bench, tensors: int) -> None:
 
 
 def publish(bench: Bench) -> None:
-    """How soon a rank of 100,000 tensors can be read: what the seed says it took, and one HTTP answer with the map."""
+    """How soon a rank of 100,000 tensors can be read: what te adds to a start, up to the whole answer with the map."""
     theirs = bench.mooncake("")
     try:
         files = te_peer.weights(bench.model(16000, "48MiB"))
@@ -268,18 +271,25 @@ def publish(bench: Bench) -> None:
     if not bench.ours:
         return
     model = bench.model(100_000, "128MiB")
-    found = []
+    with_te, without, answers = [], [], []
     for _ in range(bench.arguments.rounds):
-        with bench.seed(model, "--log-level", "debug") as seed:
-            begin = time.monotonic()
-            tensors = len(bench.info(seed)[1])
-            answered = time.monotonic() - begin
-            said = re.search(r"te: published .*?([0-9.]+) ms", seed.stderr)
-            found.append((float(said[1]) / 1000 if said else None, answered, tensors))
-    said = statistics.median(s for s, _, _ in found) if None not in [s for s, _, _ in found] else None
-    answered = statistics.median(a for _, a, _ in found)
-    bench.row(f"publish {found[0][2]} tensors, with one answer", None if said is None else said + answered, "s",
-              at_most=PUBLISH_SECONDS, note=f"the answer {answered * 1000:.0f} ms")  # fmt: skip
+        begin = time.monotonic()
+        with bench.starting(model, te_peer.START_SEED) as seed:
+            ready = time.monotonic()
+            body = seed.get(f"{te_peer.NEW_PATH}?rank=0", timeout=60)[2]
+            end = time.monotonic()
+            tensors = len(json.loads(body)["remote_instance_transfer_engine_info"][1])
+        with_te.append(end - begin)
+        answers.append(end - ready)
+        begin = time.monotonic()
+        with bench.starting(model):
+            without.append(time.monotonic() - begin)
+    seconds = statistics.median(with_te) - statistics.median(without)
+    note = (f"start to answer {statistics.median(with_te):.3f} s, start without te {statistics.median(without):.3f} s, "
+            f"the answer alone {statistics.median(answers):.3f} s")  # fmt: skip
+    bench.row(f"publish {tensors} tensors, with an answer", seconds, "s", at_most=PUBLISH_SECONDS, note=note)
+    bench.samples.append({"part": "publish", "tensors": tensors, "with_te": with_te, "without": without,
+                          "answers": answers})  # fmt: skip
 
 
 def handshakes(bench: Bench) -> None:
