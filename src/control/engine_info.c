@@ -2,13 +2,17 @@
 
 #include "base/cleanup.h"
 #include "base/json_scan.h"
-#include "control/target.h"
+#include "wire/weight_map.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { ENGINE_INFO_HOST_BYTES = 256, ENGINE_INFO_ENTRY_BYTES = 96 };
+enum { ENGINE_INFO_ENTRY_BYTES = 96 };
+
+static_assert(ENGINE_INFO_SESSION_BYTES >= WEIGHT_MAP_HOST_BYTES + sizeof(":65535"),
+              "a session id fits");
 
 /* ---- making it ---- */
 
@@ -125,79 +129,32 @@ void engine_answer_refuse(const char *reason, struct buf *out)
 
 /* ---- reading it ---- */
 
-static const char *last_colon(const char *text, size_t bytes)
-{
-    while (bytes > 0 && text[bytes - 1] != ':')
-        bytes--;
-    return bytes > 0 ? text + bytes - 1 : NULL;
-}
-
-bool engine_info_session_ok(const char *text, size_t bytes)
-{
-    const char *colon = last_colon(text, bytes);
-    uint64_t port = 0;
-
-    if (colon == NULL || colon == text || (size_t)(colon - text) >= ENGINE_INFO_HOST_BYTES)
-        return false;
-    for (const char *at = text; at < colon; at++) {
-        if (*at <= ' ' || *at > '~' || *at == '"' || *at == '\\' || *at == '/' || *at == ',')
-            return false;
-    }
-    size_t digits = bytes - (size_t)(colon + 1 - text);
-    return digits <= 5 && target_digits(colon + 1, digits, UINT16_MAX, &port) && port > 0;
-}
-
 static bool scan_session(struct json_scan *scan, struct engine_info *info)
 {
     struct json_text text;
 
     if (!json_string(scan, &text))
         return false;
-    if (!engine_info_session_ok(text.at, text.bytes))
+    if (!weight_map_session_ok(text.at, text.bytes))
         return json_problem(scan, "the session id is not HOST:PORT");
     memcpy(info->session, text.at, text.bytes);
     info->session[text.bytes] = '\0';
     return true;
 }
 
-/* [ADDRESS,ELEMENTS,ELEMENT_BYTES] */
-static bool scan_tensor(struct json_scan *scan)
-{
-    uint64_t numbers[3] = {0};
-    unsigned count = 0;
-    bool first = true;
-    uint64_t end = 0;
-
-    if (!json_take(scan, '[', "a tensor's [address, elements, element size] was expected"))
-        return false;
-    while (json_item(scan, ']', &first)) {
-        if (count == 3)
-            return json_problem(scan, "more than address, elements, element size");
-        if (!json_u64(scan, &numbers[count++]))
-            return false;
-    }
-    if (scan->problem != NULL)
-        return false;
-    if (count < 3)
-        return json_problem(scan, "less than address, elements, element size");
-    if (__builtin_mul_overflow(numbers[1], numbers[2], &end) ||
-        __builtin_add_overflow(numbers[0], end, &end))
-        return json_problem(scan, "the tensor ends beyond 2^64");
-    return true;
-}
-
 static bool scan_tensors(struct json_scan *scan, struct engine_info *info)
 {
-    struct json_text name;
+    struct weight_item item;
     bool first = true;
+    uint64_t bytes;
 
     json_next(scan); /* to its bracket */
     info->tensors = (const char *)scan->at;
     if (!json_take(scan, '{', "an object of tensors was expected"))
         return false;
-    while (json_item(scan, '}', &first)) {
-        if (!json_key(scan, &name) || !scan_tensor(scan))
-            return false;
+    while (weight_map_item(scan, &first, &item)) {
+        if (weight_item_bytes(&item, &bytes) != NULL)
+            return json_problem(scan, "the tensor ends beyond 2^64");
         info->tensor_count++;
     }
     info->tensors_bytes = (size_t)((const char *)scan->at - info->tensors);

@@ -25,13 +25,10 @@ void engine_info_tensors(const struct manifest_rank *rank, uint64_t base, struct
  * the first stage. MANIFEST_NONE if it is not among them. */
 uint32_t engine_info_find_rank(const struct manifest *manifest, uint64_t tp_rank);
 
-/* Whether it is "HOST:PORT": what an engine may be called. */
-bool engine_info_session_ok(const char *text, size_t bytes);
-
 /* What somebody said of a rank. */
 struct engine_info {
     uint32_t rank;
-    char session[ENGINE_INFO_SESSION_BYTES];
+    char session[ENGINE_INFO_SESSION_BYTES]; /* as weight_map_session_ok() has it */
     const char *tensors; /* borrowed from the text: the object, checked entry by entry */
     size_t tensors_bytes;
     uint64_t tensor_count;

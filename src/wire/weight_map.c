@@ -9,7 +9,7 @@
 
 static const char info_key[] = "remote_instance_transfer_engine_info";
 
-enum { WEIGHT_MAP_FIRST_ROOM = 256 };
+enum { WEIGHT_MAP_FIRST_ROOM = 256, WEIGHT_MAP_SHOWN_BYTES = 300 };
 
 struct decode {
     struct json_scan scan;
@@ -21,34 +21,39 @@ struct decode {
     struct rf_error *err;
 };
 
-/* ---- one tensor ---- */
+/* ---- what is shared with those who take such texts without reading from them ---- */
 
-static enum rf_code refuse(struct decode *decode, const struct weight_entry *entry,
-                           const char *problem)
+static bool port_ok(const char *text, size_t bytes)
 {
-    return rf_fail(decode->err, RF_E_PROTO,
-                   "tensor %.300s: %s (address %" PRIu64 ", %" PRIu64 " elements of %" PRIu32
-                   " bytes)",
-                   entry->name, problem, entry->address, entry->elements, entry->element_bytes);
+    uint32_t port = 0;
+
+    if (bytes == 0 || bytes > 5)
+        return false;
+    for (size_t i = 0; i < bytes; i++) {
+        if (text[i] < '0' || text[i] > '9')
+            return false;
+        port = port * 10 + (uint32_t)(text[i] - '0');
+    }
+    return port > 0 && port <= UINT16_MAX;
 }
 
-/* Not JSON, or JSON that should be something else. */
-static enum rf_code malformed(struct decode *decode, const char *name)
+bool weight_map_session_ok(const char *text, size_t bytes)
 {
-    const struct json_scan *scan = &decode->scan;
+    const char *colon = bytes > 0 ? memrchr(text, ':', bytes) : NULL;
 
-    if (scan->no_memory)
-        return rf_fail(decode->err, RF_E_NOMEM, "no memory for a map of weights");
-    return rf_fail(decode->err, RF_E_PROTO, "%s%.300s%s%s, at byte %zu",
-                   name != NULL ? "tensor " : "", name != NULL ? name : "",
-                   name != NULL ? ": " : "",
-                   scan->problem != NULL ? scan->problem : "not what was expected",
-                   (size_t)(scan->at - scan->start));
+    if (colon == NULL || colon == text || (size_t)(colon - text) >= WEIGHT_MAP_HOST_BYTES)
+        return false;
+    for (const char *at = text; at < colon; at++) {
+        if (*at <= ' ' || *at > '~' || *at == '"' || *at == '\\' || *at == '/' || *at == ',')
+            return false;
+    }
+    return port_ok(colon + 1, bytes - (size_t)(colon + 1 - text));
 }
 
 /* [address, elements, bytes of an element] */
-static bool scan_place(struct json_scan *scan, uint64_t numbers[3])
+static bool scan_place(struct json_scan *scan, struct weight_item *item)
 {
+    uint64_t *const numbers[] = {&item->address, &item->elements, &item->element_bytes};
     bool first = true;
 
     if (!json_take(scan, '[', "a tensor's place is not [address, elements, element size]"))
@@ -56,7 +61,7 @@ static bool scan_place(struct json_scan *scan, uint64_t numbers[3])
     for (int i = 0; i < 3; i++) {
         if (!json_item(scan, ']', &first))
             return json_problem(scan, "a tensor's place has fewer than 3 numbers");
-        if (!json_u64(scan, &numbers[i]))
+        if (!json_u64(scan, numbers[i]))
             return false;
     }
     if (json_item(scan, ']', &first))
@@ -64,22 +69,63 @@ static bool scan_place(struct json_scan *scan, uint64_t numbers[3])
     return scan->problem == NULL;
 }
 
-static enum rf_code check_place(struct decode *decode, struct weight_entry *entry,
-                                const uint64_t numbers[3])
+bool weight_map_item(struct json_scan *scan, bool *first, struct weight_item *ret_item)
+{
+    struct json_text name;
+
+    *ret_item = (struct weight_item){.name = NULL};
+    if (!json_item(scan, '}', first) || !json_key(scan, &name))
+        return false;
+    ret_item->name = name.at;
+    ret_item->name_bytes = name.bytes;
+    return scan_place(scan, ret_item);
+}
+
+const char *weight_item_bytes(const struct weight_item *item, uint64_t *ret_bytes)
 {
     uint64_t end;
 
-    entry->address = numbers[0];
-    entry->elements = numbers[1];
-    entry->element_bytes = (uint32_t)(numbers[2] < UINT32_MAX ? numbers[2] : UINT32_MAX);
-    if (numbers[2] == 0 || numbers[2] > WEIGHT_MAP_MAX_ELEMENT_BYTES)
-        return refuse(decode, entry, "elements of no dtype's size");
-    if (__builtin_mul_overflow(numbers[1], numbers[2], &entry->bytes))
-        return refuse(decode, entry, "more bytes than there are");
-    if (entry->bytes > 0 && entry->address == 0)
-        return refuse(decode, entry, "at address 0");
-    if (__builtin_add_overflow(entry->address, entry->bytes, &end))
-        return refuse(decode, entry, "its end wraps around");
+    if (__builtin_mul_overflow(item->elements, item->element_bytes, ret_bytes))
+        return "more bytes than there are";
+    return __builtin_add_overflow(item->address, *ret_bytes, &end) ? "its end wraps around" : NULL;
+}
+
+/* ---- one tensor ---- */
+
+/* Not JSON, or JSON that should be something else; item: that it is in, or NULL. */
+static enum rf_code malformed(struct decode *decode, const struct weight_item *item)
+{
+    const struct json_scan *scan = &decode->scan;
+    bool named = item != NULL && item->name != NULL;
+    size_t shown = named ? item->name_bytes : 0;
+
+    if (shown > WEIGHT_MAP_SHOWN_BYTES)
+        shown = WEIGHT_MAP_SHOWN_BYTES;
+    if (scan->no_memory)
+        return rf_fail(decode->err, RF_E_NOMEM, "no memory for a map of weights");
+    return rf_fail(decode->err, RF_E_PROTO, "%s%.*s%s%s, at byte %zu", named ? "tensor " : "",
+                   (int)shown, named ? item->name : "", named ? ": " : "",
+                   scan->problem != NULL ? scan->problem : "not what was expected",
+                   (size_t)(scan->at - scan->start));
+}
+
+static enum rf_code check_item(struct decode *decode, const struct weight_item *item,
+                               struct weight_entry *entry)
+{
+    const char *problem = weight_item_bytes(item, &entry->bytes);
+
+    if (item->element_bytes == 0 || item->element_bytes > WEIGHT_MAP_MAX_ELEMENT_BYTES)
+        problem = "elements of no dtype's size";
+    else if (problem == NULL && entry->bytes > 0 && item->address == 0)
+        problem = "at address 0";
+    if (problem != NULL)
+        return rf_fail(decode->err, RF_E_PROTO,
+                       "tensor %.300s: %s (address %" PRIu64 ", %" PRIu64 " elements of %" PRIu64
+                       " bytes)",
+                       entry->name, problem, item->address, item->elements, item->element_bytes);
+    entry->address = item->address;
+    entry->elements = item->elements;
+    entry->element_bytes = (uint32_t)item->element_bytes;
     return RF_OK;
 }
 
@@ -98,31 +144,24 @@ static enum rf_code grow(struct decode *decode)
     return RF_OK;
 }
 
-static enum rf_code add_tensor(struct decode *decode)
+static enum rf_code add_tensor(struct decode *decode, const struct weight_item *item)
 {
     struct weight_map *map = &decode->map;
-    struct weight_entry entry = {.name = ""};
-    struct json_text key;
-    uint64_t numbers[3] = {0};
+    struct weight_entry entry = {.name_bytes = (uint32_t)item->name_bytes};
 
-    if (!json_key(&decode->scan, &key))
-        return malformed(decode, NULL);
-    if (memchr(key.at, '\0', key.bytes) != NULL)
+    if (memchr(item->name, '\0', item->name_bytes) != NULL)
         return rf_fail(decode->err, RF_E_PROTO, "a tensor's name has a NUL in it");
     if (map->count == WEIGHT_MAP_MAX_TENSORS)
         return rf_fail(decode->err, RF_E_PROTO, "more than %d tensors", WEIGHT_MAP_MAX_TENSORS);
-    entry.name = arena_strndup(&map->arena, key.at, key.bytes);
-    entry.name_bytes = (uint32_t)key.bytes;
+    entry.name = arena_strndup(&map->arena, item->name, item->name_bytes);
     if (entry.name == NULL)
         return rf_fail(decode->err, RF_E_NOMEM, "no memory for a tensor's name");
-    if (!scan_place(&decode->scan, numbers))
-        return malformed(decode, entry.name);
     enum rf_code code = strmap_add(decode->names, entry.name, entry.name_bytes, map->count, NULL);
     if (code != RF_OK)
         return code == RF_E_INVAL
                    ? rf_fail(decode->err, RF_E_PROTO, "tensor %.300s is there twice", entry.name)
                    : rf_fail(decode->err, code, "no memory for a tensor's name");
-    code = check_place(decode, &entry, numbers);
+    code = check_item(decode, item, &entry);
     if (code == RF_OK && map->count == decode->room)
         code = grow(decode);
     if (code == RF_OK)
@@ -143,10 +182,9 @@ static enum rf_code scan_session(struct decode *decode)
     if (text.bytes == 0 || text.bytes >= WEIGHT_MAP_SESSION_BYTES)
         return rf_fail(decode->err, RF_E_PROTO, "a session id of %zu bytes, not 1 to %d",
                        text.bytes, WEIGHT_MAP_SESSION_BYTES - 1);
-    for (size_t i = 0; i < text.bytes; i++) {
-        if ((unsigned char)text.at[i] <= ' ' || text.at[i] == 0x7f)
-            return rf_fail(decode->err, RF_E_PROTO, "a session id with blanks or control bytes");
-    }
+    if (!weight_map_session_ok(text.at, text.bytes))
+        return rf_fail(decode->err, RF_E_PROTO, "its session id \"%.*s\" is not HOST:PORT",
+                       (int)text.bytes, text.at);
     decode->map.session = arena_strndup(&decode->map.arena, text.at, text.bytes);
     return decode->map.session != NULL
                ? RF_OK
@@ -155,17 +193,18 @@ static enum rf_code scan_session(struct decode *decode)
 
 static enum rf_code scan_tensors(struct decode *decode)
 {
+    struct weight_item item;
     bool first = true;
 
     if (!json_take(&decode->scan, '{', "the tensors are no object"))
         return malformed(decode, NULL);
-    while (json_item(&decode->scan, '}', &first)) {
-        enum rf_code code = add_tensor(decode);
+    while (weight_map_item(&decode->scan, &first, &item)) {
+        enum rf_code code = add_tensor(decode, &item);
 
         if (code != RF_OK)
             return code;
     }
-    return decode->scan.problem == NULL ? RF_OK : malformed(decode, NULL);
+    return decode->scan.problem == NULL ? RF_OK : malformed(decode, &item);
 }
 
 static enum rf_code scan_info(struct decode *decode)

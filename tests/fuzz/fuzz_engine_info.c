@@ -1,5 +1,6 @@
 /* What others say of ranks: registrations, and the frames between nodes. */
 #include "control/engine_info.h"
+#include "wire/weight_map.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +16,7 @@ static void check(const struct engine_info *info, const uint8_t *data, size_t le
         abort();
     if (at[0] != '{' || at[info->tensors_bytes - 1] != '}')
         abort();
-    if (!engine_info_session_ok(info->session, strlen(info->session)))
+    if (!weight_map_session_ok(info->session, strlen(info->session)))
         abort();
 }
 

@@ -13,7 +13,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 
     if (weight_map_decode(data, len, &map, &err) != RF_OK)
         return 0;
-    if (map.session[0] == '\0' || strlen(map.session) >= WEIGHT_MAP_SESSION_BYTES)
+    if (!weight_map_session_ok(map.session, strlen(map.session)) ||
+        strlen(map.session) >= WEIGHT_MAP_SESSION_BYTES)
         abort();
     for (uint32_t i = 0; i < map.count; i++) {
         const struct weight_entry *entry = &map.entries[i];

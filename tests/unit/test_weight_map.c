@@ -111,6 +111,29 @@ static void hostile_places_are_refused_with_the_tensors_name(void **state)
     refused(INFO("\"w\\u0000\":[4096,1,2]"), RF_E_PROTO, "NUL");
 }
 
+static void sessions_are_hosts_and_ports(void **state)
+{
+    static const char *const good[] = {"10.77.0.1:16274", "node-1:1", "[fd00::1]:65535",
+                                       "::1:15000"};
+    static const char *const bad[] = {"",     ":1",    "host",     "host:",     "host:0", "h:65536",
+                                      "h:1x", "h h:1", "h\":1",    "h\\:1",     "h/x:1",  "h:-1",
+                                      "h:1 ", "h\n:1", "h:000001", "\xc3\xbc:1"};
+    char text[400];
+
+    (void)state;
+    for (unsigned i = 0; i < sizeof good / sizeof good[0]; i++)
+        assert_true(weight_map_session_ok(good[i], strlen(good[i])));
+    for (unsigned i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        if (weight_map_session_ok(bad[i], strlen(bad[i])))
+            fail_msg("\"%s\" was taken for a session", bad[i]);
+    }
+    memset(text, 'h', sizeof text);
+    memcpy(text + 256, ":1", 3);
+    assert_false(weight_map_session_ok(text, strlen(text)));
+    memcpy(text + 255, ":1", 3);
+    assert_true(weight_map_session_ok(text, strlen(text)));
+}
+
 static void what_is_no_such_answer_is_refused(void **state)
 {
     (void)state;
@@ -127,8 +150,10 @@ static void what_is_no_such_answer_is_refused(void **state)
             "no session id");
     refused("{\"rank\":0,\"remote_instance_transfer_engine_info\":[\"\",{}]}", RF_E_PROTO,
             "session id of 0");
-    refused("{\"rank\":0,\"remote_instance_transfer_engine_info\":[\"a b\",{}]}", RF_E_PROTO,
-            "blanks");
+    refused("{\"rank\":0,\"remote_instance_transfer_engine_info\":[\"a b:1\",{}]}", RF_E_PROTO,
+            "\"a b:1\" is not HOST:PORT");
+    refused("{\"rank\":0,\"remote_instance_transfer_engine_info\":[\"host\",{}]}", RF_E_PROTO,
+            "\"host\" is not HOST:PORT");
     refused("{\"rank\":0,\"remote_instance_transfer_engine_info\":[\"h:1\"]}", RF_E_PROTO, "");
     refused("{\"rank\":0,\"rank\":0}", RF_E_PROTO, "twice");
     refused(INFO("") " x", RF_E_PROTO, "");
@@ -177,6 +202,7 @@ int main(void)
         cmocka_unit_test(unknown_members_are_skipped),
         cmocka_unit_test(escaped_names_are_resolved),
         cmocka_unit_test(hostile_places_are_refused_with_the_tensors_name),
+        cmocka_unit_test(sessions_are_hosts_and_ports),
         cmocka_unit_test(what_is_no_such_answer_is_refused),
         cmocka_unit_test(every_truncation_is_refused),
         cmocka_unit_test(many_tensors_are_taken),
