@@ -352,6 +352,25 @@ static enum rf_code code_of_status(long status)
     }
 }
 
+void client_words(const void *body, size_t bytes, char out[CLIENT_WORDS_BYTES])
+{
+    const char *words = "";
+    json_t *object = NULL;
+
+    out[0] = '\0';
+    if (json_read_object(body, bytes, "error", &object, NULL) != RF_OK)
+        return;
+    const json_t *error = json_object_get(object, "error");
+    if (json_is_object(error))
+        (void)json_read_text(error, "message", JSON_OPTIONAL, CLIENT_WORDS_BYTES - 1, &words, NULL);
+    else if (json_is_string(error))
+        (void)json_read_text(object, "error", JSON_OPTIONAL, CLIENT_WORDS_BYTES - 1, &words, NULL);
+    else if (json_is_string(json_object_get(object, "detail")))
+        (void)json_read_text(object, "detail", JSON_OPTIONAL, CLIENT_WORDS_BYTES - 1, &words, NULL);
+    snprintf(out, CLIENT_WORDS_BYTES, "%s", words);
+    json_decref(object);
+}
+
 /* An answer that says no, in the seed's own words where there are any. */
 static enum rf_code seed_refused(const struct client *client, const struct exchange *exchange,
                                  struct rf_error *err)
@@ -359,6 +378,7 @@ static enum rf_code seed_refused(const struct client *client, const struct excha
     enum rf_code code = code_of_status(exchange->status);
     const char *name = "";
     const char *message = "no reason given";
+    char words[CLIENT_WORDS_BYTES] = "";
     json_t *object = NULL;
 
     if (json_read_object(exchange->error_body.data, exchange->error_body.bytes, "error", &object,
@@ -369,11 +389,11 @@ static enum rf_code seed_refused(const struct client *client, const struct excha
                 RF_OK &&
             code_of_name(name) != RF_OK)
             code = code_of_name(name);
-        if (exchange->any_server) { /* as SGLang says it */
-            json_read_text(error, "message", JSON_OPTIONAL, RF_ERROR_TEXT_BYTES, &message, NULL);
-            json_read_text(object, "detail", JSON_OPTIONAL, RF_ERROR_TEXT_BYTES, &message, NULL);
-        }
     }
+    if (exchange->any_server)
+        client_words(exchange->error_body.data, exchange->error_body.bytes, words);
+    if (words[0] != '\0')
+        message = words;
     rf_fail(err, code, "%s: %ld: %s", client->url.text, exchange->status, message);
     json_decref(object);
     return code;
@@ -692,7 +712,7 @@ static enum rf_code check_path(const char *path, struct rf_error *err)
     return RF_OK;
 }
 
-static enum rf_code get(struct client *client, struct exchange *exchange, struct rf_error *err)
+static enum rf_code ask(struct client *client, struct exchange *exchange, struct rf_error *err)
 {
     size_t out_bytes = exchange->out->bytes;
     enum rf_code code = check_path(exchange->path, err);
@@ -709,47 +729,25 @@ enum rf_code client_get(struct client *client, const char *path, uint64_t max_by
 {
     struct exchange exchange = {.path = path, .max_bytes = max_bytes, .out = out};
 
-    return get(client, &exchange, err);
+    return ask(client, &exchange, err);
 }
 
-enum rf_code client_get_foreign(struct client *client, const char *path, uint64_t max_bytes,
-                                struct buf *out, long *ret_status, struct rf_error *err)
+enum rf_code client_ask_any(struct client *client, const char *path, const char *json,
+                            uint64_t max_bytes, struct buf *out, long *ret_status,
+                            struct rf_error *err)
 {
-    struct exchange exchange = {
-        .path = path, .max_bytes = max_bytes, .out = out, .any_server = true, .any_answer = true};
-    enum rf_code code = get(client, &exchange, err);
+    struct exchange exchange = {.method = json != NULL ? "PUT" : "GET",
+                                .path = path,
+                                .body = json,
+                                .max_bytes = max_bytes,
+                                .out = out,
+                                .any_server = true,
+                                .any_answer = ret_status != NULL};
+    enum rf_code code = ask(client, &exchange, err);
 
-    if (code == RF_OK)
+    if (code == RF_OK && ret_status != NULL)
         *ret_status = exchange.status;
     return code;
-}
-
-static enum rf_code ask_any(struct client *client, struct exchange *exchange, struct rf_error *err)
-{
-    size_t out_bytes = exchange->out->bytes;
-
-    exchange->any_server = true;
-    enum rf_code code = exchange_run(client, exchange, err);
-    if (code != RF_OK)
-        exchange->out->bytes = out_bytes;
-    return code;
-}
-
-enum rf_code client_get_any(struct client *client, const char *path, uint64_t max_bytes,
-                            struct buf *out, struct rf_error *err)
-{
-    struct exchange exchange = {.path = path, .max_bytes = max_bytes, .out = out};
-
-    return ask_any(client, &exchange, err);
-}
-
-enum rf_code client_put_any(struct client *client, const char *path, const char *json,
-                            uint64_t max_bytes, struct buf *out, struct rf_error *err)
-{
-    struct exchange exchange = {
-        .method = "PUT", .path = path, .body = json, .max_bytes = max_bytes, .out = out};
-
-    return ask_any(client, &exchange, err);
 }
 
 const char *client_local_address(const struct client *client)

@@ -6,6 +6,8 @@
 #include "model/store.h"
 #include "transport/transport.h"
 
+enum { CLIENT_WORDS_BYTES = 256 };
+
 struct client_options {
     uint64_t timeout_ms;       /* of one request, connecting included; 0: 10 s */
     const atomic_bool *cancel; /* may be NULL */
@@ -89,18 +91,17 @@ enum rf_code client_file(struct client *client, const char *name, uint64_t from,
 /* GET any path of the seed's API as text, at most max_bytes: for `rfork inspect` and tests. */
 enum rf_code client_get(struct client *client, const char *path, uint64_t max_bytes,
                         struct buf *out, struct rf_error *err);
-/* The same from a server that need not be ours. RF_OK whatever it answers: *ret_status is the HTTP
- * status, out the body (of an error its beginning). */
-enum rf_code client_get_foreign(struct client *client, const char *path, uint64_t max_bytes,
-                                struct buf *out, long *ret_status, struct rf_error *err);
 
-/* GET, and PUT of JSON, at an HTTP server that need not be one of ours; what it answers is appended
- * to out, at most max_bytes. Its refusals are told in its own words if they are JSON with an "error"
- * or a "detail". */
-enum rf_code client_get_any(struct client *client, const char *path, uint64_t max_bytes,
-                            struct buf *out, struct rf_error *err);
-enum rf_code client_put_any(struct client *client, const char *path, const char *json,
-                            uint64_t max_bytes, struct buf *out, struct rf_error *err);
+/* GET of a path (json NULL), or PUT of JSON there, at an HTTP server that need not be ours; what it
+ * answers is appended to out, at most max_bytes. ret_status not NULL: RF_OK whatever it answers,
+ * *ret_status is the HTTP status, out the body (of an error its beginning). Else an answer that says
+ * no is an error, in the server's own words. */
+enum rf_code client_ask_any(struct client *client, const char *path, const char *json,
+                            uint64_t max_bytes, struct buf *out, long *ret_status,
+                            struct rf_error *err);
+/* What such a server says in the body of an error: {"error": {"message": WORDS}}, {"error": WORDS}
+ * or {"detail": WORDS}; "" if nothing like it. */
+void client_words(const void *body, size_t bytes, char out[CLIENT_WORDS_BYTES]);
 /* The address of ours that the last answer came to; "" before the first. */
 const char *client_local_address(const struct client *client);
 

@@ -39,7 +39,8 @@ static enum rf_code own_session(struct client *client, const char *address,
     if (!seed_url_replace_wildcard(address, "x", with_host, sizeof with_host) ||
         strcmp(with_host, address) == 0)
         return RF_OK;
-    enum rf_code code = client_get_any(client, "/health", REGISTRAR_MAX_ANSWER_BYTES, &answer, err);
+    enum rf_code code =
+        client_ask_any(client, "/health", NULL, REGISTRAR_MAX_ANSWER_BYTES, &answer, NULL, err);
     if (code != RF_OK)
         return code;
     seed_url_replace_wildcard(address, client_local_address(client), out,
@@ -64,9 +65,9 @@ static enum rf_code register_rank(struct registrar *registrar, struct client *cl
         engine_info_put(rank, session, found.tensors->bytes.data, found.tensors->bytes.bytes - 2,
                         &body);
         code = body.failed ? rf_fail(err, RF_E_NOMEM, "no memory to register a rank")
-                           : client_put_any(client, "/register_transfer_engine_info",
+                           : client_ask_any(client, "/register_transfer_engine_info",
                                             (const char *)body.data, REGISTRAR_MAX_ANSWER_BYTES,
-                                            &answer, err);
+                                            &answer, NULL, err);
     }
     blob_unref(found.tensors);
     return code;

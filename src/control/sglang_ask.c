@@ -9,7 +9,6 @@
 enum {
     SGLANG_PATH_BYTES = 96,
     SGLANG_MAX_SERVER_BYTES = 4 << 20, /* of /server_info: arguments, and state of each scheduler */
-    SGLANG_WORDS_BYTES = 200,
 };
 
 /* SGLang's own client knows the old path alone, so every release has it. */
@@ -20,26 +19,6 @@ static const struct sglang_route routes[] = {
 };
 
 enum { SGLANG_ROUTE_COUNT = sizeof(routes) / sizeof(routes[0]) };
-
-/* What an error answer says: {"error": {"message": words}} or {"detail": words}; "" if neither. */
-static void words_of(const struct buf *body, char out[SGLANG_WORDS_BYTES])
-{
-    const char *words = "";
-    json_t *object = NULL;
-
-    out[0] = '\0';
-    if (json_read_object(body->data, body->bytes, "error", &object, NULL) != RF_OK)
-        return;
-    const json_t *error = json_object_get(object, "error");
-    if (json_is_object(error))
-        (void)json_read_text(error, "message", JSON_OPTIONAL, SGLANG_WORDS_BYTES - 1, &words, NULL);
-    else if (json_is_string(error))
-        (void)json_read_text(object, "error", JSON_OPTIONAL, SGLANG_WORDS_BYTES - 1, &words, NULL);
-    else if (json_is_string(json_object_get(object, "detail")))
-        (void)json_read_text(object, "detail", JSON_OPTIONAL, SGLANG_WORDS_BYTES - 1, &words, NULL);
-    snprintf(out, SGLANG_WORDS_BYTES, "%s", words);
-    json_decref(object);
-}
 
 /* A route that is not there is answered by the web framework, in other words than a rank that is
  * not. */
@@ -91,16 +70,17 @@ static enum rf_code ask(struct client *client, const struct sglang_route *route,
     BUF_AUTO struct buf body = {0};
     struct weight_map map;
     char path[SGLANG_PATH_BYTES];
-    char words[SGLANG_WORDS_BYTES];
+    char words[CLIENT_WORDS_BYTES];
     long status = 0;
 
     *ret_absent = false;
     snprintf(path, sizeof(path), "%s?rank=%" PRIu32, route->path, rank);
-    enum rf_code code = client_get_foreign(client, path, WEIGHT_MAP_MAX_BYTES, &body, &status, err);
+    enum rf_code code =
+        client_ask_any(client, path, NULL, WEIGHT_MAP_MAX_BYTES, &body, &status, err);
     if (code != RF_OK)
         return code;
     if (status != 200) {
-        words_of(&body, words);
+        client_words(body.data, body.bytes, words);
         *ret_absent = no_such_route(status, words);
         return refused(client, route, rank, status, words, err);
     }
@@ -187,7 +167,7 @@ enum rf_code sglang_ask_server(struct client *client, struct sglang_server *ret_
         json_t *object = NULL;
         long status = 0;
         enum rf_code code =
-            client_get_foreign(client, paths[i], SGLANG_MAX_SERVER_BYTES, &body, &status, err);
+            client_ask_any(client, paths[i], NULL, SGLANG_MAX_SERVER_BYTES, &body, &status, err);
 
         if (code == RF_E_CANCELLED || code == RF_E_NOMEM)
             return code;

@@ -670,11 +670,38 @@ static void foreign_servers_can_be_asked_whatever_they_answer(void **state)
         fake_start(&fake, serve_text, answers[i].text);
         struct client *client = client_of(fake.port, WEB_TIMEOUT_MS, NULL);
         assert_false(client_is_foreign(client));
-        assert_int_equal(client_get_foreign(client, "/x?y=1", 100, &out, &status, &err), RF_OK);
+        assert_int_equal(client_ask_any(client, "/x?y=1", NULL, 100, &out, &status, &err), RF_OK);
         assert_int_equal(status, answers[i].status);
         assert_int_equal(out.bytes, strlen(answers[i].body));
         assert_memory_equal(out.data != NULL ? (char *)out.data : "", answers[i].body, out.bytes);
         assert_int_equal(client_is_foreign(client), i < 2);
+        client_destroy(client);
+        fake_stop(&fake);
+    }
+}
+
+static void refusals_of_foreign_servers_are_told_in_their_words(void **state)
+{
+    static const char *const bodies[] = {
+        "{\"detail\":\"no such rank\"}",
+        "{\"error\":\"no such rank\"}",
+        "{\"error\":{\"message\":\"no such rank\"}}",
+    };
+
+    (void)state;
+    for (unsigned i = 0; i < sizeof bodies / sizeof bodies[0]; i++) {
+        struct buf out BUF_AUTO = {0};
+        struct rf_error err;
+        struct fake fake;
+        char text[256];
+
+        snprintf(text, sizeof text, "HTTP/1.1 400 Bad Request\r\nContent-Length: %zu\r\n\r\n%s",
+                 strlen(bodies[i]), bodies[i]);
+        fake_start(&fake, serve_text, text);
+        struct client *client = client_of(fake.port, WEB_TIMEOUT_MS, NULL);
+        assert_int_equal(client_ask_any(client, "/x", "{}", 100, &out, NULL, &err), RF_E_INVAL);
+        assert_says(&err, RF_E_INVAL, "400: no such rank");
+        assert_int_equal(out.bytes, 0);
         client_destroy(client);
         fake_stop(&fake);
     }
@@ -690,10 +717,10 @@ static void foreign_answers_are_limited_too(void **state)
     (void)state;
     fake_start(&fake, serve_text, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\noops");
     struct client *client = client_of(fake.port, WEB_TIMEOUT_MS, NULL);
-    assert_int_equal(client_get_foreign(client, "/x", 3, &out, &status, &err), RF_E_PROTO);
+    assert_int_equal(client_ask_any(client, "/x", NULL, 3, &out, &status, &err), RF_E_PROTO);
     assert_says(&err, RF_E_PROTO, "larger than 3 bytes");
     assert_int_equal(out.bytes, 0);
-    assert_int_equal(client_get_foreign(client, "x", 3, &out, &status, &err), RF_E_INVAL);
+    assert_int_equal(client_ask_any(client, "x", NULL, 3, &out, &status, &err), RF_E_INVAL);
     client_destroy(client);
     fake_stop(&fake);
 }
@@ -1021,6 +1048,7 @@ int main(void)
         cmocka_unit_test(dying_servers_are_noticed),
         cmocka_unit_test(other_servers_are_recognised),
         cmocka_unit_test(foreign_servers_can_be_asked_whatever_they_answer),
+        cmocka_unit_test(refusals_of_foreign_servers_are_told_in_their_words),
         cmocka_unit_test(foreign_answers_are_limited_too),
         cmocka_unit_test(redirects_are_not_followed),
         cmocka_unit_test(answers_without_end_are_cut_off),
