@@ -16,6 +16,31 @@
 
 enum { NET_CANCEL_POLL_MS = 100 }; /* how often a flag without a descriptor is looked at */
 
+/* ---- judging ---- */
+
+void net_judge(const struct endpoint *endpoint, int rank, const char *within, const char *between,
+               struct transport_verdict *ret_verdict)
+{
+    struct net_address address = {.bytes = 0};
+    struct rf_error error = {0};
+    char host_id[64];
+
+    *ret_verdict = (struct transport_verdict){.rank = rank};
+    if (net_address_parse(endpoint->address, &address, &error) != RF_OK) {
+        snprintf(ret_verdict->reason, sizeof ret_verdict->reason, "%.200s", error.text);
+        return;
+    }
+    if (net_address_is_any(&address)) {
+        snprintf(ret_verdict->reason, sizeof ret_verdict->reason,
+                 "the seed names no address, only a port");
+        return;
+    }
+    bool same_host =
+        endpoint->host_id[0] != '\0' && strcmp(endpoint->host_id, transport_host_id(host_id)) == 0;
+    ret_verdict->usable = true;
+    snprintf(ret_verdict->reason, sizeof ret_verdict->reason, "%s", same_host ? within : between);
+}
+
 /* ---- waiting ---- */
 
 bool net_is_cancelled(const struct net_peer *peer)
@@ -46,6 +71,30 @@ enum rf_code net_wait(const struct net_peer *peer, int fd, short events, uint64_
         if (ready == 0 && left_ms == 0)
             return RF_E_TIMEOUT;
     }
+}
+
+enum rf_code net_wait_answer(const struct net_peer *peer, int fd, bool unsent, uint64_t heard_ns,
+                             uint32_t open, uint64_t deadline_ns, bool *ret_over,
+                             struct rf_error *err)
+{
+    uint64_t silent_ns = heard_ns + peer->timeout_ms * CLOCK_NS_PER_MS;
+    bool silence_first = silent_ns < deadline_ns;
+    enum rf_code code = net_wait(peer, fd, (short)(POLLIN | (unsent ? POLLOUT : 0)),
+                                 silence_first ? silent_ns : deadline_ns);
+
+    *ret_over = code == RF_E_CANCELLED || (code == RF_E_TIMEOUT && silence_first);
+    if (code == RF_E_CANCELLED)
+        return net_fail_wait(peer, code, "reading", err);
+    if (*ret_over)
+        return rf_fail(err, code, "%s %s: silent for %" PRIu64 " ms, %" PRIu32 " reads were open",
+                       peer->kind, peer->text, peer->timeout_ms, open);
+    return code;
+}
+
+void net_set_low_water(int fd, int bytes, int *low_water)
+{
+    if (bytes != *low_water && setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof bytes) == 0)
+        *low_water = bytes;
 }
 
 enum rf_code net_fail_wait(const struct net_peer *peer, enum rf_code code, const char *what,
@@ -105,6 +154,22 @@ enum rf_code net_connect(const struct net_peer *peer, const struct net_address *
         return net_fail_gone(peer, "connecting", error, err);
     *ret_fd = rf_take(fd, -1);
     return RF_OK;
+}
+
+void net_flush(struct net_unsent *unsent, int fd)
+{
+    while (net_has_unsent(unsent) && !unsent->broken) {
+        ssize_t put = send(fd, unsent->out.data + unsent->sent, unsent->out.bytes - unsent->sent,
+                           MSG_NOSIGNAL);
+        if (put >= 0)
+            unsent->sent += (size_t)put;
+        else if (errno == EAGAIN)
+            return;
+        else if (errno != EINTR)
+            unsent->broken = true;
+    }
+    unsent->out.bytes = 0;
+    unsent->sent = 0;
 }
 
 enum rf_code net_send_all(const struct net_peer *peer, int fd, const void *data, size_t bytes,

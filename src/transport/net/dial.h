@@ -4,8 +4,14 @@
 
 #include "base/buf.h"
 #include "transport/net/socket.h"
+#include "transport/transport.h"
 
 #include <stdatomic.h>
+
+/* Verdict on an endpoint that is reached by IP: usable if it names an address; within and between say
+ * what that means for two of the same host, and of two. */
+void net_judge(const struct endpoint *endpoint, int rank, const char *within, const char *between,
+               struct transport_verdict *ret_verdict);
 
 /* Who is at the other end, for messages, and how long anything may take. */
 struct net_peer {
@@ -21,6 +27,15 @@ bool net_is_cancelled(const struct net_peer *peer);
 /* Waits until events happen on fd (-1: only for the rest). RF_E_TIMEOUT at the deadline;
  * RF_E_CANCELLED. Fills no error: net_fail_wait() does. */
 enum rf_code net_wait(const struct net_peer *peer, int fd, short events, uint64_t deadline_ns);
+/* Waits for bytes of answers, and for the socket to take more where something is unsent: at most
+ * until the peer, last heard at heard_ns, has been silent for too long with `open` reads asked for,
+ * which fills err as RF_E_CANCELLED does and sets *ret_over; RF_E_TIMEOUT without it is the caller's
+ * deadline. */
+enum rf_code net_wait_answer(const struct net_peer *peer, int fd, bool unsent, uint64_t heard_ns,
+                             uint32_t open, uint64_t deadline_ns, bool *ret_over,
+                             struct rf_error *err);
+/* Lets poll() sleep until so many bytes are there; *low_water is what the socket is set to. */
+void net_set_low_water(int fd, int bytes, int *low_water);
 /* Puts into words that waiting ended with a code, while doing `what` ("connecting"). */
 enum rf_code net_fail_wait(const struct net_peer *peer, enum rf_code code, const char *what,
                            struct rf_error *err);
@@ -33,6 +48,19 @@ enum rf_code net_connect_begin(const struct net_peer *peer, const struct net_add
                                int *ret_fd, struct rf_error *err);
 enum rf_code net_connect(const struct net_peer *peer, const struct net_address *address,
                          uint64_t deadline_ns, int *ret_fd, struct rf_error *err);
+
+/* Requests that the socket has not taken yet. */
+struct net_unsent {
+    struct buf out;
+    size_t sent;
+    bool broken; /* the peer hears nothing any more; what it said before comes first */
+};
+/* Hands them to the socket, as many as it takes. A peer that is gone shows when we read. */
+void net_flush(struct net_unsent *unsent, int fd);
+static inline bool net_has_unsent(const struct net_unsent *unsent)
+{
+    return unsent->sent < unsent->out.bytes;
+}
 
 /* All of it, or not RF_OK. A peer that closes is RF_E_UNREACHABLE. */
 enum rf_code net_send_all(const struct net_peer *peer, int fd, const void *data, size_t bytes,

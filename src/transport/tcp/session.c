@@ -8,7 +8,6 @@
 
 #include <assert.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -26,9 +25,7 @@ struct transport_session {
     uint64_t heard_ns; /* when the last byte came, or when the wait for it began */
     int low_water;     /* SO_RCVLOWAT as set */
 
-    struct buf out; /* requests that the socket has not taken */
-    size_t out_sent;
-    bool out_broken; /* the seed hears nothing any more; what it said before comes first */
+    struct net_unsent unsent;
 
     uint8_t scratch[TCP_SCRATCH_BYTES];
 };
@@ -137,7 +134,7 @@ void tcp_session_close(struct transport_session *session)
         return;
     if (session->fd >= 0)
         close(session->fd);
-    buf_free(&session->out);
+    buf_free(&session->unsent.out);
     free(session);
 }
 
@@ -148,23 +145,6 @@ static enum rf_code say_dead(const struct transport_session *session, struct rf_
     if (err != NULL)
         *err = session->why_dead;
     return session->dead;
-}
-
-/* Hands requests to the socket, as many as it takes. A seed that is gone shows when we read. */
-static void flush_out(struct transport_session *session)
-{
-    while (session->out_sent < session->out.bytes && !session->out_broken) {
-        ssize_t put = send(session->fd, session->out.data + session->out_sent,
-                           session->out.bytes - session->out_sent, MSG_NOSIGNAL);
-        if (put >= 0)
-            session->out_sent += (size_t)put;
-        else if (errno == EAGAIN)
-            return;
-        else if (errno != EINTR)
-            session->out_broken = true;
-    }
-    session->out.bytes = 0;
-    session->out_sent = 0;
 }
 
 enum rf_code tcp_session_submit(struct transport_session *session, struct read *read,
@@ -187,28 +167,28 @@ enum rf_code tcp_session_submit(struct transport_session *session, struct read *
     if (session->intake.in_flight >= session->window)
         return RF_AGAIN;
 
-    size_t before = session->out.bytes;
+    size_t before = session->unsent.out.bytes;
     const struct chunk_hdr hdr = {
         .type = CHUNK_READ,
         .flags = chunk_digest_flag(read->digest),
         .body_bytes = CHUNK_READ_BYTES + read->range_count * CHUNK_RANGE_BYTES,
         .request_id = session->next_id,
     };
-    head = buf_reserve(&session->out, CHUNK_HDR_BYTES + hdr.body_bytes);
+    head = buf_reserve(&session->unsent.out, CHUNK_HDR_BYTES + hdr.body_bytes);
     if (head == NULL) {
-        session->out.failed = false; /* what is in it is whole */
+        session->unsent.out.failed = false; /* what is in it is whole */
         return rf_fail(err, RF_E_NOMEM, "seed %s: no memory for a request", session->peer.text);
     }
     chunk_hdr_encode(&hdr, head);
-    session->out.bytes += CHUNK_HDR_BYTES;
-    chunk_read_encode(read->rank, read->ranges, read->range_count, &session->out);
-    assert(session->out.bytes == before + CHUNK_HDR_BYTES + hdr.body_bytes);
+    session->unsent.out.bytes += CHUNK_HDR_BYTES;
+    chunk_read_encode(read->rank, read->ranges, read->range_count, &session->unsent.out);
+    assert(session->unsent.out.bytes == before + CHUNK_HDR_BYTES + hdr.body_bytes);
 
     if (session->intake.in_flight == 0)
         session->heard_ns = clock_now_ns();
     read->id = session->next_id++;
     tcp_intake_add(&session->intake, read);
-    flush_out(session);
+    net_flush(&session->unsent, session->fd);
     return RF_OK;
 }
 
@@ -250,41 +230,23 @@ static enum rf_code receive(struct transport_session *session, struct read **ret
     return RF_OK;
 }
 
-/* Lets poll() sleep until a piece worth a call is there, as far as it is sure to come. */
-static void set_low_water(struct transport_session *session)
-{
-    uint32_t need = tcp_intake_need(&session->intake);
-    int low_water = need < TCP_PIECE_BYTES ? (int)need : TCP_PIECE_BYTES;
-
-    if (low_water == session->low_water)
-        return;
-    if (setsockopt(session->fd, SOL_SOCKET, SO_RCVLOWAT, &low_water, sizeof low_water) == 0)
-        session->low_water = low_water;
-}
-
-/* Waits for bytes. RF_E_TIMEOUT: the caller's deadline. Anything else that is not RF_OK: the
- * session is dead. */
+/* Waits for bytes, a piece worth a call as far as it is sure to come. RF_E_TIMEOUT: the caller's
+ * deadline. Anything else that is not RF_OK: the session is dead. */
 static enum rf_code wait_more(struct transport_session *session, uint64_t deadline_ns)
 {
-    bool unsent = session->out_sent < session->out.bytes;
-    uint64_t silent_ns = session->heard_ns + session->peer.timeout_ms * CLOCK_NS_PER_MS;
-    bool silence_first = silent_ns < deadline_ns;
+    uint32_t need = tcp_intake_need(&session->intake);
+    bool unsent = net_has_unsent(&session->unsent);
+    bool over = false;
 
-    set_low_water(session);
+    net_set_low_water(session->fd, need < TCP_PIECE_BYTES ? (int)need : TCP_PIECE_BYTES,
+                      &session->low_water);
     enum rf_code code =
-        net_wait(&session->peer, session->fd, (short)(POLLIN | (unsent ? POLLOUT : 0)),
-                 silence_first ? silent_ns : deadline_ns);
-    if (code == RF_E_CANCELLED)
-        return die(session,
-                   rf_fail(&session->why_dead, code, "seed %s: cancelled", session->peer.text));
-    if (code == RF_E_TIMEOUT && silence_first)
-        return die(session,
-                   rf_fail(&session->why_dead, code,
-                           "seed %s: silent for %" PRIu64 " ms, %" PRIu32 " reads were open",
-                           session->peer.text, session->peer.timeout_ms,
-                           session->intake.in_flight));
+        net_wait_answer(&session->peer, session->fd, unsent, session->heard_ns,
+                        session->intake.in_flight, deadline_ns, &over, &session->why_dead);
+    if (over)
+        return die(session, code);
     if (code == RF_OK && unsent)
-        flush_out(session);
+        net_flush(&session->unsent, session->fd);
     return code;
 }
 
@@ -296,8 +258,8 @@ static enum rf_code pump(struct transport_session *session, uint64_t deadline_ns
 
     while (code == RF_OK && *ret_done == NULL) {
         if (net_is_cancelled(&session->peer))
-            return die(session, rf_fail(&session->why_dead, RF_E_CANCELLED, "seed %s: cancelled",
-                                        session->peer.text));
+            return die(session, net_fail_wait(&session->peer, RF_E_CANCELLED, "reading",
+                                              &session->why_dead));
         code = receive(session, ret_done);
         if (code == RF_AGAIN)
             code = wait_more(session, deadline_ns);

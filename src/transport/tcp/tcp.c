@@ -6,38 +6,20 @@
  * told), which do no I/O; seed.c and session.c move bytes between these and sockets. */
 #include "transport/tcp/tcp.h"
 
-#include "transport/net/socket.h"
+#include "transport/net/dial.h"
 
-#include <stdio.h>
-#include <string.h>
+enum { TCP_RANK = 10 };
 
 static void tcp_available(struct transport_verdict *ret_verdict)
 {
-    *ret_verdict =
-        (struct transport_verdict){.usable = true, .rank = 10, .reason = "works on every machine"};
+    *ret_verdict = (struct transport_verdict){
+        .usable = true, .rank = TCP_RANK, .reason = "works on every machine"};
 }
 
 static void tcp_judge(const struct endpoint *endpoint, struct transport_verdict *ret_verdict)
 {
-    struct net_address address = {.bytes = 0};
-    struct rf_error error = {0};
-    char host_id[64];
-
-    *ret_verdict = (struct transport_verdict){.rank = 10};
-    if (net_address_parse(endpoint->address, &address, &error) != RF_OK) {
-        snprintf(ret_verdict->reason, sizeof ret_verdict->reason, "%.200s", error.text);
-        return;
-    }
-    if (net_address_is_any(&address)) {
-        snprintf(ret_verdict->reason, sizeof ret_verdict->reason,
-                 "the seed names no address, only a port");
-        return;
-    }
-    bool same_host =
-        endpoint->host_id[0] != '\0' && strcmp(endpoint->host_id, transport_host_id(host_id)) == 0;
-    ret_verdict->usable = true;
-    snprintf(ret_verdict->reason, sizeof ret_verdict->reason, "%s",
-             same_host ? "IP, within one host" : "IP is what connects the two hosts");
+    net_judge(endpoint, TCP_RANK, "IP, within one host", "IP is what connects the two hosts",
+              ret_verdict);
 }
 
 const struct transport transport_tcp = {

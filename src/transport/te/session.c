@@ -14,7 +14,6 @@
 
 #include <assert.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -26,9 +25,7 @@ struct te_line {
     int fd;
     uint32_t asked;    /* requests on it whose answers have not come */
     uint64_t answered; /* requests on it whose answers have */
-    struct buf out;    /* requests that the socket has not taken */
-    size_t out_sent;
-    bool out_broken; /* the peer hears nothing any more; what it said before comes first */
+    struct net_unsent unsent;
 };
 
 /* What an engine does with a connection when it has answered. */
@@ -57,7 +54,7 @@ struct transport_session {
 static void line_close(struct te_line *line)
 {
     close(line->fd);
-    buf_free(&line->out);
+    buf_free(&line->unsent.out);
 }
 
 static void drop_first_line(struct transport_session *session)
@@ -85,34 +82,17 @@ static enum rf_code add_line(struct transport_session *session, struct rf_error 
     return code;
 }
 
-/* Hands requests to the socket, as many as it takes. A peer that is gone shows when we read. */
-static void flush_line(struct te_line *line)
-{
-    while (line->out_sent < line->out.bytes && !line->out_broken) {
-        ssize_t put = send(line->fd, line->out.data + line->out_sent,
-                           line->out.bytes - line->out_sent, MSG_NOSIGNAL);
-        if (put >= 0)
-            line->out_sent += (size_t)put;
-        else if (errno == EAGAIN)
-            return;
-        else if (errno != EINTR)
-            line->out_broken = true;
-    }
-    line->out.bytes = 0;
-    line->out_sent = 0;
-}
-
 /* Puts the next requests on a line. */
 static enum rf_code place_on(struct transport_session *session, struct te_line *line,
                              uint32_t count, struct rf_error *err)
 {
-    te_intake_encode(&session->intake, session->placed, count, &line->out);
-    if (line->out.failed)
+    te_intake_encode(&session->intake, session->placed, count, &line->unsent.out);
+    if (line->unsent.out.failed)
         return rf_fail(err, RF_E_NOMEM, "%s %s: no memory for requests", session->peer.kind,
                        session->peer.text);
     line->asked += count;
     session->placed += count;
-    flush_line(line);
+    net_flush(&line->unsent, line->fd);
     return RF_OK;
 }
 
@@ -185,7 +165,7 @@ static enum rf_code ask(struct transport_session *session, struct rf_error *err)
         code = session->habit == TE_HABIT_CLOSES ? place_on_many(session, count, err)
                                                  : place_on_one(session, count, err);
     for (uint32_t i = 0; i < session->line_count; i++)
-        flush_line(&session->lines[i]);
+        net_flush(&session->lines[i].unsent, session->lines[i].fd);
     intake->expected = session->line_count > 0 ? session->lines[0].asked : 0;
     return code;
 }
@@ -418,39 +398,20 @@ static enum rf_code receive(struct transport_session *session)
     return RF_OK;
 }
 
-/* Lets poll() sleep until a piece worth a call is there, as far as it is sure to come. */
-static void set_low_water(struct transport_session *session)
-{
-    uint64_t need = te_intake_need(&session->intake);
-    int low_water = need < TE_PIECE_BYTES ? (int)need : TE_PIECE_BYTES;
-
-    if (low_water == session->low_water)
-        return;
-    if (setsockopt(session->lines[0].fd, SOL_SOCKET, SO_RCVLOWAT, &low_water, sizeof low_water) ==
-        0)
-        session->low_water = low_water;
-}
-
-/* Waits for bytes. RF_E_TIMEOUT: the caller's deadline. Anything else that is not RF_OK: the
- * session is dead. */
+/* Waits for bytes, a piece worth a call as far as it is sure to come. RF_E_TIMEOUT: the caller's
+ * deadline. Anything else that is not RF_OK: the session is dead. */
 static enum rf_code wait_more(struct transport_session *session, uint64_t deadline_ns)
 {
     struct te_line *line = &session->lines[0];
-    bool unsent = line->out_sent < line->out.bytes;
-    uint64_t silent_ns = session->heard_ns + session->peer.timeout_ms * CLOCK_NS_PER_MS;
-    bool silence_first = silent_ns < deadline_ns;
+    uint64_t need = te_intake_need(&session->intake);
+    bool over = false;
 
-    set_low_water(session);
-    enum rf_code code = net_wait(&session->peer, line->fd, (short)(POLLIN | (unsent ? POLLOUT : 0)),
-                                 silence_first ? silent_ns : deadline_ns);
-    if (code == RF_E_CANCELLED)
-        return die(session, net_fail_wait(&session->peer, code, "reading", &session->why_dead));
-    if (code == RF_E_TIMEOUT && silence_first)
-        return die(session, rf_fail(&session->why_dead, code,
-                                    "%s %s: silent for %" PRIu64 " ms, %" PRIu32 " reads were open",
-                                    session->peer.kind, session->peer.text,
-                                    session->peer.timeout_ms, session->intake.in_flight));
-    return code;
+    net_set_low_water(line->fd, need < TE_PIECE_BYTES ? (int)need : TE_PIECE_BYTES,
+                      &session->low_water);
+    enum rf_code code =
+        net_wait_answer(&session->peer, line->fd, net_has_unsent(&line->unsent), session->heard_ns,
+                        session->intake.in_flight, deadline_ns, &over, &session->why_dead);
+    return over ? die(session, code) : code;
 }
 
 /* Moves bytes until a read has ended, the session is dead or the deadline has passed. */
