@@ -1,18 +1,13 @@
 /* Digests from a peer. Inputs lack the check at the end, which is made to fit here. What is
  * merged into an empty table must come out of it again. */
 #include "model/digest.h"
+#include "must.h"
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { CHUNKS = 21 };
-
-static void must(bool ok)
-{
-    if (!ok)
-        abort();
-}
 
 /* The table's own encoding holds all chunks from `from` on; the piece may end earlier. If it
  * does not, the bytes must be the same. */

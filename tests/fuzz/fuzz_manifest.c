@@ -3,16 +3,11 @@
  * the whole checkpoint must be had from it, or not, in bounds. */
 #include "model/reshard.h"
 #include "model/shard.h"
+#include "must.h"
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-
-static void must(bool ok)
-{
-    if (!ok)
-        abort();
-}
 
 /* What users of a manifest rely on without looking. */
 static void check_rank(const struct manifest *manifest, uint32_t index)

@@ -1,16 +1,11 @@
 /* The map exchange's decoders. The first byte chooses one; what it accepts must be what its encoder
  * makes of it again. */
+#include "must.h"
 #include "wire/map.h"
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-
-static void must(bool ok)
-{
-    if (!ok)
-        abort();
-}
 
 static void fuzz_hello(const uint8_t *data, size_t size)
 {

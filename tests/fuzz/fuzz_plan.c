@@ -2,6 +2,7 @@
  * says why not. */
 #include "model/plan_internal.h"
 #include "model/shard.h"
+#include "must.h"
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -24,12 +25,6 @@ static const char *const names[] = {
     "w",
     "lm_head.weight",
 };
-
-static void must(bool ok)
-{
-    if (!ok)
-        abort();
-}
 
 static struct manifest_builder *builder_make(const char *layout)
 {

@@ -2,78 +2,14 @@
  * byte of the input decides whether a good hello goes before the rest; each next one how many bytes
  * arrive at once, and how many of the answer the socket takes. Whatever comes, the answer is one
  * that a reader would accept: a welcome, then whole frames with the right bytes. */
+#include "behind.h"
 #include "transport/tcp/conn.h"
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { STREAM_BYTES = 5000, SEGMENT_BYTES = 700 };
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
-
-static uint8_t content[STREAM_BYTES];
-static struct layout layout;
-static unsigned leases;
-
-static void must(bool ok)
-{
-    if (!ok)
-        abort();
-}
-
-/* ---- the seed behind the connection ---- */
-
-static enum rf_code acquire(void *ctx, const uint8_t token[CHUNK_TOKEN_BYTES],
-                            const char *transport, void **ret_lease, struct rf_error *err)
-{
-    (void)transport;
-    if (token[0] == 0xff)
-        return rf_fail(err, RF_E_DENIED, "denied");
-    leases++;
-    *ret_lease = ctx;
-    return RF_OK;
-}
-
-static void release(void *ctx, void *lease)
-{
-    must(lease == ctx && leases > 0);
-    leases--;
-}
-
-static enum rf_code check(void *ctx, void *lease, struct rf_error *err)
-{
-    must(lease == ctx);
-    (void)err;
-    return RF_OK;
-}
-
-static void account(void *ctx, void *lease, uint64_t bytes)
-{
-    must(lease == ctx && bytes > 0);
-}
-
-static const struct layout *rank_layout(void *ctx, uint32_t rank)
-{
-    (void)ctx;
-    return rank == 0 ? &layout : NULL;
-}
-
-static void make_layout(void)
-{
-    struct region *region = NULL;
-
-    for (unsigned i = 0; i < STREAM_BYTES; i++)
-        content[i] = (uint8_t)(i * 31 + i / 251);
-    must(region_create_borrowed(content, STREAM_BYTES, &region, NULL) == RF_OK);
-    /* Neighbours in the stream are none in memory, so that pieces end within frames. */
-    for (uint64_t at = 0; at < STREAM_BYTES; at += SEGMENT_BYTES) {
-        uint64_t bytes = STREAM_BYTES - at < SEGMENT_BYTES ? STREAM_BYTES - at : SEGMENT_BYTES;
-        must(layout_add(&layout, at, bytes, region, STREAM_BYTES - at - bytes, NULL) == RF_OK);
-    }
-    must(layout_finish(&layout, STREAM_BYTES, NULL) == RF_OK);
-    region_unref(region);
-}
 
 /* ---- the reader of its answers ---- */
 
@@ -162,21 +98,10 @@ static size_t put_in(struct tcp_conn *conn, const uint8_t *data, size_t bytes)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     static struct net_out out;
-    static int self;
-    struct tcp_policy policy = {
-        .exporter = {.ctx = &self,
-                     .lease_acquire = acquire,
-                     .lease_release = release,
-                     .lease_check = check,
-                     .lease_account = account,
-                     .rank_layout = rank_layout},
-        .max_readers = 1,
-    };
+    struct tcp_policy policy = {.exporter = behind_exporter(1), .max_readers = 1};
     struct listener listener = {.body_left = 0};
     const uint8_t *end = data + len;
 
-    if (layout.count == 0)
-        make_layout();
     struct tcp_conn *conn = tcp_conn_create(&policy);
     must(conn != NULL);
     if (len > 0 && (*data++ & 1) != 0) {
@@ -203,6 +128,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     }
     must(tcp_conn_reads(conn) == 0 && listener.body_left == 0 && listener.head_bytes == 0);
     tcp_conn_destroy(conn);
-    must(leases == 0 && atomic_load_explicit(&policy.readers, memory_order_relaxed) == 0);
+    must(behind_leases == 0 && atomic_load_explicit(&policy.readers, memory_order_relaxed) == 0);
     return 0;
 }

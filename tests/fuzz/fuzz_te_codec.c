@@ -1,5 +1,6 @@
 /* What TransferEngines say: descriptors, frame heads, requests, statuses. The first byte chooses.
  * What a decoder accepts keeps its promises and is, encoded and decoded again, the same. */
+#include "must.h"
 #include "wire/te.h"
 
 #include <stdint.h>
@@ -7,12 +8,6 @@
 #include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void must(bool ok)
-{
-    if (!ok)
-        abort();
-}
 
 static void check_buffers(const struct te_descriptor *descriptor)
 {

@@ -2,65 +2,22 @@
  * sockets. Of the input's first byte, two bits are the kind of engine and the others how many reads
  * are in flight; each next byte is how many bytes arrive at once, or that the connection is gone.
  * Whatever comes, every read ends at most once, and its sink gets no byte more than was asked for. */
+#include "probe.h"
 #include "transport/te/intake.h"
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { PIECES = 20, PIECE_BYTES = 100, READ_BYTES = 700, OFFER_BYTES = 190, READS = 16 };
+enum { PIECES = 20, PIECE_BYTES = 100, READS = 16 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
-
-static void must(bool ok)
-{
-    if (!ok)
-        abort();
-}
-
-/* A sink in two halves of memory, which fails once it has had fail_after bytes. */
-struct probe {
-    struct sink sink;
-    struct read read;
-    struct stream_range range;
-    uint64_t done;
-    uint64_t offered;
-    uint64_t fail_after;
-    bool failed;
-    bool ended;
-    uint8_t to[READ_BYTES];
-};
-
-static int probe_where(struct sink *sink, struct iovec *iov, int max, uint64_t *ret_bytes)
-{
-    struct probe *probe = (struct probe *)sink;
-    uint64_t left = probe->read.bytes - probe->done;
-    uint64_t first = left < OFFER_BYTES ? left : OFFER_BYTES;
-    uint64_t second = left - first < OFFER_BYTES ? left - first : OFFER_BYTES;
-
-    must(!probe->ended && !probe->failed && left > 0 && max >= 2);
-    iov[0] = (struct iovec){.iov_base = probe->to + probe->done, .iov_len = first};
-    iov[1] = (struct iovec){.iov_base = probe->to + probe->done + first, .iov_len = second};
-    probe->offered = first + second;
-    *ret_bytes = probe->offered;
-    return second > 0 ? 2 : 1;
-}
-
-static enum rf_code probe_took(struct sink *sink, uint64_t bytes, struct rf_error *err)
-{
-    struct probe *probe = (struct probe *)sink;
-
-    must(!probe->ended && !probe->failed && bytes > 0 && bytes <= probe->offered);
-    probe->done += bytes;
-    probe->offered = 0;
-    probe->failed = probe->done >= probe->fail_after;
-    return probe->failed ? rf_fail(err, RF_E_CORRUPT, "enough") : RF_OK;
-}
 
 static void probe_init(struct probe *probe, unsigned id, bool ours)
 {
     *probe = (struct probe){
         .sink = {.where = probe_where, .took = probe_took},
+        .offer_bytes = 190,
         .range = {.offset = id * 31, .bytes = 20 + id, .stride = 110, .count = 1 + id % 10},
         .fail_after = id == 3 ? 30 : UINT64_MAX,
     };
@@ -85,20 +42,6 @@ static void take_end(struct read *done)
         must(probe->done == done->bytes);
     else
         must(done->error.text[0] != '\0');
-}
-
-/* Lets up to `most` bytes of the input arrive where the intake wants them; returns how many. */
-static uint64_t arrive(const struct iovec *iov, int places, uint64_t most, const uint8_t *data)
-{
-    uint64_t got = 0;
-
-    for (int i = 0; i < places && got < most; i++) {
-        uint64_t n = iov[i].iov_len < most - got ? iov[i].iov_len : most - got;
-        must(n > 0);
-        memcpy(iov[i].iov_base, data + got, n);
-        got += n;
-    }
-    return got;
 }
 
 static void describe(struct te_places *places)

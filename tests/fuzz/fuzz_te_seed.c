@@ -2,6 +2,7 @@
  * byte of the input chooses: a handshake, a data connection, or one that has said its token. Each
  * next one says how many bytes arrive at once, and how many of the answer the socket takes.
  * Afterwards all that was said is read again, and the answers must be those that it deserves. */
+#include "behind.h"
 #include "transport/te/data.h"
 #include "transport/te/shake.h"
 
@@ -9,82 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STREAM_BYTES = 5000, SEGMENT_BYTES = 700, RANKS = 2 };
+enum { RANKS = 2 };
 
 static const uint64_t bases[RANKS] = {UINT64_C(1) << 44, UINT64_C(3) << 44};
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
-
-static uint8_t content[STREAM_BYTES];
-static struct layout layout;
-static unsigned leases;
-
-static void must(bool ok)
-{
-    if (!ok)
-        abort();
-}
-
-/* ---- the seed behind the connection ---- */
-
-static enum rf_code acquire(void *ctx, const uint8_t token[CHUNK_TOKEN_BYTES],
-                            const char *transport, void **ret_lease, struct rf_error *err)
-{
-    (void)transport;
-    if (token[0] == 0xff)
-        return rf_fail(err, RF_E_DENIED, "denied");
-    leases++;
-    *ret_lease = ctx;
-    return RF_OK;
-}
-
-static enum rf_code open_lease(void *ctx, const char *transport, void **ret_lease,
-                               struct rf_error *err)
-{
-    static const uint8_t token[CHUNK_TOKEN_BYTES];
-
-    return acquire(ctx, token, transport, ret_lease, err);
-}
-
-static void release(void *ctx, void *lease)
-{
-    must(lease == ctx && leases > 0);
-    leases--;
-}
-
-static enum rf_code check(void *ctx, void *lease, struct rf_error *err)
-{
-    must(lease == ctx);
-    (void)err;
-    return RF_OK;
-}
-
-static void account(void *ctx, void *lease, uint64_t bytes)
-{
-    must(lease == ctx && bytes > 0);
-}
-
-static const struct layout *rank_layout(void *ctx, uint32_t rank)
-{
-    (void)ctx;
-    return rank < RANKS ? &layout : NULL;
-}
-
-static void make_layout(void)
-{
-    struct region *region = NULL;
-
-    for (unsigned i = 0; i < STREAM_BYTES; i++)
-        content[i] = (uint8_t)(i * 31 + i / 251);
-    must(region_create_borrowed(content, STREAM_BYTES, &region, NULL) == RF_OK);
-    /* Neighbours in the stream are none in memory, so that pieces end within answers. */
-    for (uint64_t at = 0; at < STREAM_BYTES; at += SEGMENT_BYTES) {
-        uint64_t bytes = STREAM_BYTES - at < SEGMENT_BYTES ? STREAM_BYTES - at : SEGMENT_BYTES;
-        must(layout_add(&layout, at, bytes, region, STREAM_BYTES - at - bytes, NULL) == RF_OK);
-    }
-    must(layout_finish(&layout, STREAM_BYTES, NULL) == RF_OK);
-    region_unref(region);
-}
 
 /* ---- what was said and answered ---- */
 
@@ -145,15 +75,15 @@ static void take_answer(struct talk *talk, struct net_out *out, uint64_t most)
 
 static void hear_stream(struct wire_in *heard, uint64_t offset, uint64_t bytes)
 {
-    uint8_t expected[STREAM_BYTES];
+    uint8_t expected[BEHIND_BYTES];
     const uint8_t *got = wire_get_bytes(heard, bytes);
 
     must(got != NULL);
     for (uint64_t at = offset; at < offset + bytes; at++) {
-        uint64_t segment = at / SEGMENT_BYTES * SEGMENT_BYTES;
-        uint64_t size =
-            STREAM_BYTES - segment < SEGMENT_BYTES ? STREAM_BYTES - segment : SEGMENT_BYTES;
-        expected[at - offset] = content[STREAM_BYTES - segment - size + (at - segment)];
+        uint64_t segment = at / BEHIND_SEGMENT_BYTES * BEHIND_SEGMENT_BYTES;
+        uint64_t size = BEHIND_BYTES - segment < BEHIND_SEGMENT_BYTES ? BEHIND_BYTES - segment
+                                                                      : BEHIND_SEGMENT_BYTES;
+        expected[at - offset] = behind_content[BEHIND_BYTES - segment - size + (at - segment)];
     }
     must(memcmp(got, expected, bytes) == 0);
 }
@@ -175,7 +105,7 @@ static bool judge_read(const struct te_hdr *hdr, bool token, struct wire_in *hea
     for (unsigned rank = 0; rank < RANKS; rank++) {
         uint64_t offset = hdr->address - bases[rank];
         bool inside =
-            offset < STREAM_BYTES && hdr->bytes > 0 && hdr->bytes <= STREAM_BYTES - offset;
+            offset < BEHIND_BYTES && hdr->bytes > 0 && hdr->bytes <= BEHIND_BYTES - offset;
         if (!inside || (hdr->op == TE_OP_HASHED && !token))
             continue;
         uint32_t status = v2 ? hear_status(heard) : TE_STATUS_OK;
@@ -310,17 +240,9 @@ static void say_token(struct talk *talk)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     static struct te_share share;
-    static int self;
-    static const struct exporter exporter = {.ctx = &self,
-                                             .lease_acquire = acquire,
-                                             .lease_open = open_lease,
-                                             .lease_release = release,
-                                             .lease_check = check,
-                                             .lease_account = account,
-                                             .rank_layout = rank_layout};
     struct te_place places[RANKS];
     struct te_buffer buffers[RANKS];
-    struct te_policy policy = {.exporter = exporter,
+    struct te_policy policy = {.exporter = behind_exporter(RANKS),
                                .space = {.places = places, .count = RANKS},
                                .buffers = buffers,
                                .handshake_port = 1,
@@ -328,12 +250,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     struct talk talk = {.drained = false};
     uint8_t kind = len > 0 ? data[0] % 3 : 0;
 
-    if (layout.count == 0)
-        make_layout();
     for (uint32_t i = 0; i < RANKS; i++) {
         places[i] = (struct te_place){
-            .base = bases[i], .bytes = STREAM_BYTES, .rank = i, .layout = &layout};
-        buffers[i] = (struct te_buffer){.address = bases[i], .bytes = STREAM_BYTES, .name = "r"};
+            .base = bases[i], .bytes = BEHIND_BYTES, .rank = i, .layout = &behind_layout};
+        buffers[i] = (struct te_buffer){.address = bases[i], .bytes = BEHIND_BYTES, .name = "r"};
     }
     share = (struct te_share){.policy = &policy};
     if (kind == 0)
@@ -355,7 +275,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     te_data_destroy(talk.data);
     must(share.reads == 0);
     (void)te_share_tick(&share, 0, true);
-    must(leases == 0);
+    must(behind_leases == 0);
     buf_free(&talk.said);
     buf_free(&talk.heard);
     return 0;
