@@ -3,7 +3,6 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "format/safetensors.h"
-#include "seed/internal.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -211,46 +210,6 @@ static void fill_store(struct web *web, struct buf *header, const char *path)
 
 /* ---- the seed ---- */
 
-static bool has_te(void)
-{
-    const struct transport *te = NULL;
-
-    return transport_find("te", &te, NULL) == RF_OK;
-}
-
-/* A fake half of a transport that is not compiled in: it has addresses, and reads nothing. */
-static uint32_t fake_drain(struct transport_seed *half, uint64_t deadline_ns)
-{
-    (void)half;
-    (void)deadline_ns;
-    return 0;
-}
-
-static void fake_stop(struct transport_seed *half)
-{
-    (void)half;
-}
-
-static uint64_t fake_base(const struct transport_seed *half, uint32_t rank)
-{
-    (void)half;
-    return (UINT64_C(0x5a5a) << 40) + ((uint64_t)rank << 30) + 12345;
-}
-
-static const struct transport fake_te = {
-    .name = "te", .seed_drain = fake_drain, .seed_stop = fake_stop, .seed_base = fake_base};
-
-static void add_fake_te(struct seed *seed)
-{
-    uint32_t at = seed->transport_count;
-
-    seed->transports[at] = (struct seed_transport){.seed = seed, .transport = &fake_te};
-    seed->endpoints[at] = (struct endpoint){.transport = "te"};
-    snprintf(seed->endpoints[at].address, sizeof seed->endpoints[at].address, "%s:15999",
-             seed->host);
-    seed->transport_count++;
-}
-
 void web_start(struct web *web, const struct web_options *options)
 {
     static const char *const transports[] = {"null", NULL};
@@ -259,7 +218,7 @@ void web_start(struct web *web, const struct web_options *options)
                                       .max_readers = options->max_readers,
                                       .lease_ttl_ms = options->lease_ttl_ms,
                                       .transports = transports,
-                                      .also = options->nodes != NULL && has_te() ? te : NULL};
+                                      .also = options->nodes != NULL ? te : NULL};
     struct server_options server = options->server;
     struct buf header BUF_AUTO = {0};
     struct rf_error err;
@@ -289,11 +248,8 @@ void web_publish(struct web *web)
 
     must(seed_publish(web->seed, web->store, &err), &err, "publish");
     must(seed_wait_digests(web->seed, clock_deadline_ns(WEB_TIMEOUT_MS), &err), &err, "digests");
-    if (web->nodes == NULL)
-        return;
-    if (!has_te())
-        add_fake_te(web->seed);
-    must(nodes_publish(web->nodes, &err), &err, "nodes");
+    if (web->nodes != NULL)
+        must(nodes_publish(web->nodes, &err), &err, "nodes");
 }
 
 void web_stop(struct web *web)
