@@ -16,8 +16,10 @@ struct diff_command {
     bool json;
     bool names_only;
     bool files;
-    uint64_t timeout_ms;
+    struct look_options look;
 };
+
+enum { AT_LOOK = offsetof(struct diff_command, look) };
 
 static const struct option_spec diff_options[] = {
     {.name = "names-only",
@@ -32,13 +34,7 @@ static const struct option_spec diff_options[] = {
      .type = OPTION_FLAG,
      .offset = offsetof(struct diff_command, json),
      .help = "Print one JSON object instead of lines."},
-    {.name = "timeout",
-     .type = OPTION_DURATION,
-     .arg = "TIME",
-     .fallback = "10s",
-     .env = "RFORK_TIMEOUT",
-     .offset = offsetof(struct diff_command, timeout_ms),
-     .help = "How long to wait for a seed's answer."},
+    LOOK_ROWS(AT_LOOK),
 };
 
 static const struct command_spec diff_spec = {
@@ -445,14 +441,14 @@ static enum rf_code print_json(const struct diff *diff, struct rf_error *err)
 /* A folder's digests are made the way the other side's are. */
 static enum rf_code open_both(struct diff *diff, const char *a, const char *b, struct rf_error *err)
 {
-    uint64_t timeout_ms = diff->command->timeout_ms;
+    const struct look_options *look = &diff->command->look;
     bool b_first = subject_is_url(b) && !subject_is_url(a);
     struct subject *first = b_first ? &diff->b : &diff->a;
     struct subject *second = b_first ? &diff->a : &diff->b;
-    enum rf_code code = subject_open(b_first ? b : a, timeout_ms, NULL, first, err);
+    enum rf_code code = subject_open(b_first ? b : a, look, NULL, first, err);
 
     if (code == RF_OK)
-        code = subject_open(b_first ? a : b, timeout_ms, first->manifest, second, err);
+        code = subject_open(b_first ? a : b, look, first->manifest, second, err);
     return code;
 }
 
@@ -464,6 +460,8 @@ int cmd_diff(int argc, char **argv)
     unsigned operands;
     int exit_code = options_parse(&diff_spec, argc, argv, &command, &operands);
 
+    if (exit_code == OPTIONS_GO_ON)
+        exit_code = ask_check("diff", &command.look.ask);
     if (exit_code != OPTIONS_GO_ON)
         return exit_code;
     enum rf_code code = open_both(&diff, argv[1], argv[2], &error);

@@ -8,6 +8,7 @@
 #include "cli/options.h"
 #include "cli/output.h"
 #include "cli/signals.h"
+#include "cli/transfer.h"
 #include "control/sglang_seed.h"
 
 #include <inttypes.h>
@@ -16,21 +17,17 @@
 
 struct doctor_command {
     bool json;
-    uint64_t timeout_ms;
+    struct look_options look;
 };
+
+enum { AT_LOOK = offsetof(struct doctor_command, look) };
 
 static const struct option_spec doctor_options[] = {
     {.name = "json",
      .type = OPTION_FLAG,
      .offset = offsetof(struct doctor_command, json),
      .help = "Print one JSON object instead of lines."},
-    {.name = "timeout",
-     .type = OPTION_DURATION,
-     .arg = "TIME",
-     .fallback = "10s",
-     .env = "RFORK_TIMEOUT",
-     .offset = offsetof(struct doctor_command, timeout_ms),
-     .help = "How long to wait for the seed's answer."},
+    LOOK_ROWS(AT_LOOK),
 };
 
 static const struct command_spec doctor_spec = {
@@ -102,10 +99,12 @@ static void judge(struct doctor_path *path, const struct endpoint *endpoint)
 
 /* A server that is no seed of ours. */
 static enum rf_code look_at_sglang(struct doctor *doctor, struct client *client,
-                                   uint64_t timeout_ms, struct rf_error *err)
+                                   const struct look_options *look, struct rf_error *err)
 {
-    const struct sglang_options options = {
-        .timeout_ms = timeout_ms, .cancel = signals_flag(), .cancel_fd = signals_fd()};
+    const struct sglang_options options = {.data_hosts = look->ask.te_data_hosts,
+                                           .timeout_ms = look->timeout_ms,
+                                           .cancel = signals_flag(),
+                                           .cancel_fd = signals_fd()};
     struct sglang_seed *seed = NULL;
     enum rf_code code = sglang_seed_open(client, &options, &seed, err);
 
@@ -119,18 +118,31 @@ static enum rf_code look_at_sglang(struct doctor *doctor, struct client *client,
     return code;
 }
 
-static enum rf_code look_there(struct doctor *doctor, const char *url, uint64_t timeout_ms,
-                               struct rf_error *err)
+static enum rf_code ask_there(struct doctor *doctor, struct client *client,
+                              const struct look_options *look, struct rf_error *err)
 {
-    const struct client_options options = {.timeout_ms = timeout_ms, .cancel = signals_flag()};
+    enum remote_seed_api api = ask_api(&look->ask);
+
+    if (api != REMOTE_API_SGLANG) {
+        enum rf_code code = client_instance(client, &doctor->info, err);
+
+        if (code == RF_OK || api == REMOTE_API_RFORK || !client_is_foreign(client))
+            return code;
+    }
+    return look_at_sglang(doctor, client, look, err);
+}
+
+static enum rf_code look_there(struct doctor *doctor, const char *url,
+                               const struct look_options *look, struct rf_error *err)
+{
+    const struct client_options options = {.timeout_ms = look->timeout_ms,
+                                           .cancel = signals_flag()};
     struct client *client = NULL;
     struct rf_error why;
     enum rf_code code = client_create(url, &options, &client, err);
 
     if (code == RF_OK)
-        code = client_instance(client, &doctor->info, err);
-    if (code != RF_OK && client != NULL && client_is_foreign(client))
-        code = look_at_sglang(doctor, client, timeout_ms, err);
+        code = ask_there(doctor, client, look, err);
     client_destroy(client);
     if (code != RF_OK)
         return code;
@@ -284,7 +296,7 @@ static enum rf_code doctor_run(struct doctor *doctor, const struct doctor_comman
     look_here(doctor);
     /* What is known of this machine is shown also when the seed does not answer. */
     if (url != NULL)
-        unreachable = look_there(doctor, url, command->timeout_ms, &why);
+        unreachable = look_there(doctor, url, &command->look, &why);
     enum rf_code code = RF_OK;
     if (command->json)
         code = print_json(doctor, err);
@@ -310,6 +322,8 @@ int cmd_doctor(int argc, char **argv)
     unsigned operands;
     int exit_code = options_parse(&doctor_spec, argc, argv, &command, &operands);
 
+    if (exit_code == OPTIONS_GO_ON)
+        exit_code = ask_check("doctor", &command.look.ask);
     if (exit_code != OPTIONS_GO_ON)
         return exit_code;
     enum rf_code code = doctor_run(&doctor, &command, operands > 0 ? argv[1] : NULL, &error);

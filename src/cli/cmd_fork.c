@@ -24,6 +24,7 @@ struct fork_command {
 
 enum {
     AT_TRANSFER = offsetof(struct fork_command, transfer),
+    AT_ASK = offsetof(struct fork_command, transfer.ask),
     AT_SHARD = offsetof(struct fork_command, shard),
 };
 
@@ -53,8 +54,8 @@ static const struct option_spec fork_options[] = {
     TRANSFER_ROW_RETRIES(AT_TRANSFER),
     TRANSFER_ROW_TIMEOUT(AT_TRANSFER),
     TRANSFER_ROW_WAIT_READY(AT_TRANSFER),
-    TRANSFER_ROW_SEED_API(AT_TRANSFER),
-    TRANSFER_ROW_TE_DATA_HOST(AT_TRANSFER),
+    ASK_ROW_SEED_API(AT_ASK),
+    ASK_ROW_TE_DATA_HOST(AT_ASK),
     {.name = "model-path",
      .type = OPTION_TEXT,
      .arg = "DIR",

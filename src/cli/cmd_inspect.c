@@ -9,7 +9,10 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { AT_SHARD = offsetof(struct inspect_command, shard) };
+enum {
+    AT_LOOK = offsetof(struct inspect_command, look),
+    AT_SHARD = offsetof(struct inspect_command, shard),
+};
 
 static const struct option_spec inspect_options[] = {
     {.name = "tensors",
@@ -26,13 +29,7 @@ static const struct option_spec inspect_options[] = {
      .type = OPTION_FLAG,
      .offset = offsetof(struct inspect_command, json),
      .help = "Print one JSON object instead of lines."},
-    {.name = "timeout",
-     .type = OPTION_DURATION,
-     .arg = "TIME",
-     .fallback = "10s",
-     .env = "RFORK_TIMEOUT",
-     .offset = offsetof(struct inspect_command, timeout_ms),
-     .help = "How long to wait for a seed's answer."},
+    LOOK_ROWS(AT_LOOK),
     {.type = OPTION_HEADING, .help = "Ranks that serve would hold of a DIR"},
     SHARD_ROW_TP(AT_SHARD),
     SHARD_ROW_EP(AT_SHARD),
@@ -245,6 +242,10 @@ static int inspect_check(const struct inspect_command *command, const char *text
 {
     struct rf_error error;
 
+    int exit_code = ask_check("inspect", &command->look.ask);
+
+    if (exit_code != OPTIONS_GO_ON)
+        return exit_code;
     if (subject_is_url(text) && shards_asked(&command->shard))
         return output_usage("inspect", "inspect: --tp, --ep, --ranks, --layout and --plan are "
                                        "about a folder: a seed has the ranks that it has");
@@ -267,9 +268,9 @@ int cmd_inspect(int argc, char **argv)
         exit_code = inspect_check(&command, argv[1], &shards);
     if (exit_code != OPTIONS_GO_ON)
         return exit_code;
-    enum rf_code code =
-        shards.given ? subject_open_shards(argv[1], &shards.load, &inspect.subject, &error)
-                     : subject_open(argv[1], command.timeout_ms, NULL, &inspect.subject, &error);
+    enum rf_code code = shards.given
+                            ? subject_open_shards(argv[1], &shards.load, &inspect.subject, &error)
+                            : subject_open(argv[1], &command.look, NULL, &inspect.subject, &error);
     if (code == RF_OK)
         code = inspect_run(&inspect, &error);
     subject_close(&inspect.subject);

@@ -10,6 +10,7 @@
 
 enum {
     AT_TRANSFER = offsetof(struct serve_command, transfer),
+    AT_ASK = offsetof(struct serve_command, transfer.ask),
     AT_SHARD = offsetof(struct serve_command, shard),
     AT_SGLANG = offsetof(struct serve_command, sglang),
 };
@@ -89,8 +90,8 @@ static const struct option_spec serve_options[] = {
     TRANSFER_ROW_RETRIES(AT_TRANSFER),
     TRANSFER_ROW_TIMEOUT(AT_TRANSFER),
     TRANSFER_ROW_WAIT_READY(AT_TRANSFER),
-    TRANSFER_ROW_SEED_API(AT_TRANSFER),
-    TRANSFER_ROW_TE_DATA_HOST(AT_TRANSFER),
+    ASK_ROW_SEED_API(AT_ASK),
+    ASK_ROW_TE_DATA_HOST(AT_ASK),
     {.type = OPTION_HEADING, .help = "Serving"},
     {.name = "host",
      .type = OPTION_TEXT,

@@ -22,7 +22,10 @@ struct verify_command {
     struct transfer_options transfer;
 };
 
-enum { AT_TRANSFER = offsetof(struct verify_command, transfer) };
+enum {
+    AT_TRANSFER = offsetof(struct verify_command, transfer),
+    AT_ASK = offsetof(struct verify_command, transfer.ask),
+};
 
 static const struct option_spec verify_options[] = {
     {.name = "against",
@@ -35,6 +38,8 @@ static const struct option_spec verify_options[] = {
     TRANSFER_ROW_RETRIES(AT_TRANSFER),
     TRANSFER_ROW_TIMEOUT(AT_TRANSFER),
     TRANSFER_ROW_WAIT_READY(AT_TRANSFER),
+    ASK_ROW_SEED_API(AT_ASK),
+    ASK_ROW_TE_DATA_HOST(AT_ASK),
     {.name = "chunk-size",
      .type = OPTION_SIZE,
      .arg = "SIZE",
@@ -168,6 +173,12 @@ static enum rf_code verify_seed(struct verify *verify, struct rf_error *err)
     return code;
 }
 
+static struct look_options look_of(const struct verify_command *command)
+{
+    return (struct look_options){.timeout_ms = command->transfer.timeout_ms,
+                                 .ask = command->transfer.ask};
+}
+
 /* ---- a folder ---- */
 
 static enum rf_code verify_folder(struct verify *verify, enum hash_algorithm algorithm,
@@ -176,8 +187,8 @@ static enum rf_code verify_folder(struct verify *verify, enum hash_algorithm alg
     struct subject subject;
     uint8_t root[HASH_MAX_BYTES];
     uint64_t start_ns = clock_now_ns();
-    enum rf_code code = subject_open_as(verify->text, verify->command->transfer.timeout_ms,
-                                        algorithm, chunk_bytes, &subject, err);
+    struct look_options look = look_of(verify->command);
+    enum rf_code code = subject_open_as(verify->text, &look, algorithm, chunk_bytes, &subject, err);
 
     if (code == RF_OK)
         code = subject_root(&subject, root, err);
@@ -226,8 +237,9 @@ static enum rf_code find_against(const struct verify_command *command, struct ag
     against->chunk_bytes = (uint32_t)command->chunk_bytes;
     if (command->against == NULL || parse_digest(command->against, against))
         return RF_OK;
-    enum rf_code code = subject_open_as(command->against, command->transfer.timeout_ms, 0,
-                                        against->chunk_bytes, &subject, err);
+    struct look_options look = look_of(command);
+    enum rf_code code =
+        subject_open_as(command->against, &look, 0, against->chunk_bytes, &subject, err);
     if (code == RF_OK)
         code = subject_root(&subject, root, err);
     if (code == RF_OK) {

@@ -11,7 +11,7 @@ struct inspect_command {
     bool json;
     bool tensors;
     bool digest;
-    uint64_t timeout_ms;
+    struct look_options look;
     struct shard_options shard;
 };
 

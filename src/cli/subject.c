@@ -30,7 +30,8 @@ bool subject_is_url(const char *text)
 static enum rf_code open_sglang(struct subject *subject, struct rf_error *err)
 {
     subject->sglang_options = (struct sglang_options){
-        .timeout_ms = subject->timeout_ms,
+        .data_hosts = subject->options.ask.te_data_hosts,
+        .timeout_ms = subject->options.timeout_ms,
         .cancel = signals_flag(),
         .cancel_fd = signals_fd(),
     };
@@ -55,14 +56,18 @@ static enum rf_code no_digests(const struct subject *subject, struct rf_error *e
 static enum rf_code open_seed(struct subject *subject, struct rf_error *err)
 {
     const struct client_options options = {
-        .timeout_ms = subject->timeout_ms,
+        .timeout_ms = subject->options.timeout_ms,
         .cancel = signals_flag(),
     };
+    enum remote_seed_api api = ask_api(&subject->options.ask);
     enum rf_code code = client_create(subject->text, &options, &subject->client, err);
 
-    if (code == RF_OK)
+    if (code != RF_OK)
+        return code;
+    if (api != REMOTE_API_SGLANG)
         code = client_instance(subject->client, &subject->info, err);
-    if (code != RF_OK && subject->client != NULL && client_is_foreign(subject->client))
+    if (api == REMOTE_API_SGLANG ||
+        (code != RF_OK && api == REMOTE_API_AUTO && client_is_foreign(subject->client)))
         return open_sglang(subject, err);
     if (code == RF_OK && strcmp(subject->info.state, "failed") == 0)
         code = rf_fail(err, RF_E_CHANGED, "%s has stopped serving: %s", client_url(subject->client),
@@ -92,23 +97,24 @@ static enum rf_code open_folder(struct subject *subject, enum hash_algorithm alg
     return code;
 }
 
-enum rf_code subject_open_as(const char *text, uint64_t timeout_ms, enum hash_algorithm algorithm,
-                             uint32_t chunk_bytes, struct subject *ret_subject,
-                             struct rf_error *err)
+enum rf_code subject_open_as(const char *text, const struct look_options *options,
+                             enum hash_algorithm algorithm, uint32_t chunk_bytes,
+                             struct subject *ret_subject, struct rf_error *err)
 {
-    *ret_subject = (struct subject){.text = text, .timeout_ms = timeout_ms};
+    *ret_subject = (struct subject){.text = text, .options = *options};
     if (subject_is_url(text))
         return open_seed(ret_subject, err);
     return open_folder(ret_subject, algorithm, chunk_bytes, err);
 }
 
-enum rf_code subject_open(const char *text, uint64_t timeout_ms, const struct manifest *like,
-                          struct subject *ret_subject, struct rf_error *err)
+enum rf_code subject_open(const char *text, const struct look_options *options,
+                          const struct manifest *like, struct subject *ret_subject,
+                          struct rf_error *err)
 {
     enum hash_algorithm algorithm = like != NULL ? like->algorithm : 0;
     uint32_t chunk_bytes = like != NULL ? like->chunk_bytes : 0;
 
-    return subject_open_as(text, timeout_ms, algorithm, chunk_bytes, ret_subject, err);
+    return subject_open_as(text, options, algorithm, chunk_bytes, ret_subject, err);
 }
 
 enum rf_code subject_open_shards(const char *path, const struct load_shards *shards,
@@ -160,7 +166,7 @@ static enum rf_code fetch_table(struct subject *subject, uint32_t rank, struct d
 {
     uint64_t count = digest_table_count(table);
     uint64_t known = 0;
-    uint64_t deadline_ns = clock_deadline_ns(subject->timeout_ms);
+    uint64_t deadline_ns = clock_deadline_ns(subject->options.timeout_ms);
 
     while (known < count) {
         enum rf_code code =
@@ -172,12 +178,12 @@ static enum rf_code fetch_table(struct subject *subject, uint32_t rank, struct d
         if (signals_came())
             return rf_fail(err, RF_E_CANCELLED, "interrupted");
         if (now > known)
-            deadline_ns = clock_deadline_ns(subject->timeout_ms);
+            deadline_ns = clock_deadline_ns(subject->options.timeout_ms);
         else if (now < count && clock_left_ms(deadline_ns) == 0)
             return rf_fail(err, RF_E_TIMEOUT,
                            "%s: %" PRIu64 " of %" PRIu64 " digests are made and no more came in "
                            "%" PRIu64 " ms: wait longer with --timeout",
-                           subject->text, now, count, subject->timeout_ms);
+                           subject->text, now, count, subject->options.timeout_ms);
         known = now;
     }
     return RF_OK;
@@ -284,7 +290,8 @@ enum rf_code subject_tensor_digests(struct subject *subject, uint32_t rank,
                                     struct digest_table **ret_table, struct rf_error *err)
 {
     const struct manifest_rank *entry = &subject->manifest->ranks[rank];
-    uint64_t patience_ms = subject->timeout_ms + entry->stream_bytes / SOURCE_SLOW_BYTES_PER_MS;
+    uint64_t patience_ms =
+        subject->options.timeout_ms + entry->stream_bytes / SOURCE_SLOW_BYTES_PER_MS;
 
     if (subject->sglang != NULL)
         return no_digests(subject, err);

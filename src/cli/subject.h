@@ -4,14 +4,14 @@
 #ifndef CLI_SUBJECT_H
 #define CLI_SUBJECT_H
 
-#include "control/client.h"
+#include "cli/transfer.h"
 #include "control/sglang_seed.h"
 #include "format/model_folder.h"
 #include "seed/load.h"
 
 struct subject {
     const char *text; /* as on the command line; borrowed */
-    uint64_t timeout_ms;
+    struct look_options options;
     struct manifest *manifest;
     /* of a seed */
     struct client *client; /* NULL: it is a folder or file */
@@ -32,12 +32,13 @@ bool subject_is_url(const char *text);
 /* Opens and reads headers, no weights. like: whose algorithm and chunk size a folder's digests
  * shall have; NULL for the defaults. Close also after a failure. Errors: those of client_*,
  * model_folder_open(), load_folder(). */
-enum rf_code subject_open(const char *text, uint64_t timeout_ms, const struct manifest *like,
-                          struct subject *ret_subject, struct rf_error *err);
+enum rf_code subject_open(const char *text, const struct look_options *options,
+                          const struct manifest *like, struct subject *ret_subject,
+                          struct rf_error *err);
 /* The same with algorithm and chunk size given; 0 for the defaults. */
-enum rf_code subject_open_as(const char *text, uint64_t timeout_ms, enum hash_algorithm algorithm,
-                             uint32_t chunk_bytes, struct subject *ret_subject,
-                             struct rf_error *err);
+enum rf_code subject_open_as(const char *text, const struct look_options *options,
+                             enum hash_algorithm algorithm, uint32_t chunk_bytes,
+                             struct subject *ret_subject, struct rf_error *err);
 /* A folder cut into ranks, with the defaults. No weights are read before their bytes are asked for.
  * shards is borrowed until subject_close(). */
 enum rf_code subject_open_shards(const char *path, const struct load_shards *shards,

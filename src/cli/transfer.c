@@ -28,6 +28,19 @@ static unsigned find_seed_api(const char *name)
     return i;
 }
 
+int ask_check(const char *command, const struct ask_options *options)
+{
+    if (find_seed_api(options->seed_api) == SEED_API_COUNT)
+        return output_usage(command, "%s: --seed-api: %.40s is none of auto, rfork, sglang",
+                            command, options->seed_api);
+    return OPTIONS_GO_ON;
+}
+
+enum remote_seed_api ask_api(const struct ask_options *options)
+{
+    return seed_apis[find_seed_api(options->seed_api)].api;
+}
+
 int transfer_check(const char *command, const struct transfer_options *options)
 {
     const struct transport *transport;
@@ -40,10 +53,7 @@ int transfer_check(const char *command, const struct transfer_options *options)
     if (strcmp(options->transport, "auto") != 0 &&
         transport_find(options->transport, &transport, &error) != RF_OK)
         return output_usage(command, "%s: --transport: %s", command, error.text);
-    if (options->seed_api != NULL && find_seed_api(options->seed_api) == SEED_API_COUNT)
-        return output_usage(command, "%s: --seed-api: %.40s is none of auto, rfork, sglang",
-                            command, options->seed_api);
-    return OPTIONS_GO_ON;
+    return ask_check(command, &options->ask);
 }
 
 void transfer_remote_options(const struct transfer_options *options,
@@ -58,11 +68,10 @@ void transfer_remote_options(const struct transfer_options *options,
         .cancel = signals_flag(),
         .cancel_fd = signals_fd(),
         .progress = progress_set,
-        .te_data_hosts = options->te_data_hosts,
+        .seed_api = ask_api(&options->ask),
+        .te_data_hosts = options->ask.te_data_hosts,
         .model_path = options->model_path,
     };
-    if (options->seed_api != NULL && find_seed_api(options->seed_api) < SEED_API_COUNT)
-        ret_options->seed_api = seed_apis[find_seed_api(options->seed_api)].api;
 }
 
 bool transfer_maps(const struct transfer_options *options, const struct remote *remote)

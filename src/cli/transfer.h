@@ -6,6 +6,18 @@
 #include "cli/options.h"
 #include "control/remote.h"
 
+/* How a seed is asked what it has. */
+struct ask_options {
+    const char *seed_api;
+    const char *te_data_hosts;
+};
+
+/* And of commands that take no weights, how long. */
+struct look_options {
+    uint64_t timeout_ms;
+    struct ask_options ask;
+};
+
 struct transfer_options {
     const char *transport;
     uint64_t connections;
@@ -15,8 +27,7 @@ struct transfer_options {
     bool no_verify;
     bool verify; /* mapped bytes too */
     bool copy;
-    const char *seed_api;
-    const char *te_data_hosts;
+    struct ask_options ask;
     const char *model_path; /* of the model's folder, for seeds that say names and sizes alone */
 };
 
@@ -25,7 +36,7 @@ enum { TRANSFER_MAX_CONNECTIONS = 64, TRANSFER_MAX_RETRIES = 1000 };
 /* Rows of an option table; `at` is the offset of a struct transfer_options. */
 /* clang-format off */
 #define TRANSFER_ROW_TRANSPORT(at)                                                                 \
-    {.name = "transport", .type = OPTION_TEXT, .arg = "auto|map|tcp", .fallback = "auto",          \
+    {.name = "transport", .type = OPTION_TEXT, .arg = "auto|map|tcp|te", .fallback = "auto",       \
      .env = "RFORK_TRANSPORT", .offset = (at) + offsetof(struct transfer_options, transport),      \
      .help = "Which path the weights take. auto: the best that works, with the reason."}
 #define TRANSFER_ROW_CONNECTIONS(at)                                                               \
@@ -58,19 +69,30 @@ enum { TRANSFER_MAX_CONNECTIONS = 64, TRANSFER_MAX_RETRIES = 1000 };
     {.name = "copy", .type = OPTION_FLAG,                                                          \
      .offset = (at) + offsetof(struct transfer_options, copy),                                     \
      .help = "Take the weights into memory of our own even where the seed's could be shared."}
-#define TRANSFER_ROW_SEED_API(at)                                                                  \
+/* These are rows of a struct ask_options. */
+#define ASK_ROW_SEED_API(at)                                                                       \
     {.name = "seed-api", .type = OPTION_TEXT, .arg = "auto|rfork|sglang", .fallback = "auto",      \
-     .env = "RFORK_SEED_API", .offset = (at) + offsetof(struct transfer_options, seed_api),        \
+     .env = "RFORK_SEED_API", .offset = (at) + offsetof(struct ask_options, seed_api),             \
      .help = "How the seed is asked what it has. auto: as an rfork seed, and a server that is "    \
              "none in SGLang's way."}
-#define TRANSFER_ROW_TE_DATA_HOST(at)                                                              \
+#define ASK_ROW_TE_DATA_HOST(at)                                                                   \
     {.name = "te-data-host", .type = OPTION_TEXT, .arg = "ADDR,...|any",                           \
-     .offset = (at) + offsetof(struct transfer_options, te_data_hosts),                            \
+     .offset = (at) + offsetof(struct ask_options, te_data_hosts),                                 \
      .help = "Hosts that a TransferEngine may name for its data, besides the one that was asked."}
+/* All of a struct look_options. */
+#define LOOK_ROWS(at)                                                                              \
+    {.name = "timeout", .type = OPTION_DURATION, .arg = "TIME", .fallback = "10s",                 \
+     .env = "RFORK_TIMEOUT", .offset = (at) + offsetof(struct look_options, timeout_ms),           \
+     .help = "How long to wait for a seed's answer."},                                             \
+    ASK_ROW_SEED_API((at) + offsetof(struct look_options, ask)),                                   \
+    ASK_ROW_TE_DATA_HOST((at) + offsetof(struct look_options, ask))
 /* clang-format on */
 
 /* Checks what no single option can; prints what is wrong. OPTIONS_GO_ON or 2. */
 int transfer_check(const char *command, const struct transfer_options *options);
+/* The same for what is in ask_options alone; the API is one of the three then. */
+int ask_check(const char *command, const struct ask_options *options);
+enum remote_seed_api ask_api(const struct ask_options *options);
 
 /* Options of a remote: signals cancel it, progress goes to the terminal. *ret_options points
  * into options. */

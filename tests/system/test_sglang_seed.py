@@ -417,6 +417,35 @@ class Looking(Foreign):
         self.assertEqual([end["address"] for end in said["endpoints"]], [server.ranks[0][0], server.ranks[1][0]])
         self.refused(util.UNSUPPORTED, "no digests", "inspect", "--digest", server.url)
 
+    def test_each_asks_in_the_way_that_is_wanted(self):
+        server = self.foreign(util.random_tensors())
+        for command, more, outcome in (("inspect", (), ()), ("doctor", (), ()),
+                                       ("diff", (server.url,), (util.UNSUPPORTED, "no digests")),
+                                       ("verify", (), (util.UNSUPPORTED, "no digests"))):
+            with self.subTest(command):
+                self.refused(util.UNREACHABLE, "not an rfork seed", command, server.url, *more, "--seed-api", "rfork")
+                self.refused(util.INVAL, "none of auto, rfork, sglang", command, server.url, *more, "--seed-api", "x")
+                server.asked.clear()
+                if outcome:
+                    self.refused(*outcome, command, server.url, *more, "--seed-api", "sglang")
+                else:
+                    self.rfork_ok(command, server.url, *more, "--seed-api", "sglang")
+                self.assertTrue(server.asked)
+                self.assertFalse([path for path in server.asked if path.startswith("/v1/")])
+
+    def test_what_is_looked_at_may_be_on_an_allowed_host(self):
+        engine, places = self.engine({"w": util.Tensor("BF16", [10])}, data_host="127.0.0.2")
+        server = self.server({0: [engine.session, places]})
+        for command, more, outcome in (("inspect", (), ()), ("doctor", (), ()),
+                                       ("diff", (server.url,), (util.UNSUPPORTED, "no digests")),
+                                       ("verify", (), (util.UNSUPPORTED, "no digests"))):
+            with self.subTest(command):
+                self.refused(util.DENIED, "127.0.0.2", command, server.url, *more)
+                if outcome:
+                    self.refused(*outcome, command, server.url, *more, "--te-data-host", "127.0.0.2")
+                else:
+                    self.rfork_ok(command, server.url, *more, "--te-data-host", "127.0.0.2")
+
     def test_dry_run(self):
         server = self.foreign(util.random_tensors())
         said = self.rfork_json("fork", server.url, "--dry-run")
