@@ -77,6 +77,15 @@ static bool find_any(const struct rs *rs, struct rs_rank *rank, const struct rs_
     return false;
 }
 
+/* Whether more is read from a holder than from another; of equal ones, whether it is the later. */
+static bool comes_after(const struct reshard_holder *holders, uint32_t holder, uint32_t other)
+{
+    uint64_t bytes = holders[holder].read_bytes;
+    uint64_t other_bytes = holders[other].read_bytes;
+
+    return bytes > other_bytes || (bytes == other_bytes && holder > other);
+}
+
 /* The holder from which least is read, of those that come after `last` in that order; holder_count:
  * there is none. last MANIFEST_NONE: of all. */
 static uint32_t idle_after(const struct rs *rs, uint32_t last)
@@ -85,8 +94,7 @@ static uint32_t idle_after(const struct rs *rs, uint32_t last)
     uint32_t best = rs->holder_count;
 
     for (uint32_t h = 0; h < rs->holder_count; h++) {
-        bool later = last == MANIFEST_NONE || holders[h].read_bytes > holders[last].read_bytes ||
-                     (holders[h].read_bytes == holders[last].read_bytes && h > last);
+        bool later = last == MANIFEST_NONE || comes_after(holders, h, last);
 
         if (later && (best == rs->holder_count || holders[h].read_bytes < holders[best].read_bytes))
             best = h;

@@ -62,6 +62,7 @@ static enum rf_code seed_start(const struct qwen *qwen, unsigned tp, const char 
                                struct seed_program *seed, struct rf_error *err)
 {
     char folder[256];
+    char tp_word[] = "--tp";
     char tp_text[16];
     char layout_text[32];
     char *words[] = {(char[]){"rfork"},
@@ -70,7 +71,7 @@ static enum rf_code seed_start(const struct qwen *qwen, unsigned tp, const char 
                      (char[]){"0"},
                      (char[]){"--model-path"},
                      folder,
-                     tp > 0 ? (char[]){"--tp"} : NULL,
+                     tp > 0 ? tp_word : NULL,
                      tp_text,
                      (char[]){"--layout"},
                      layout_text,
