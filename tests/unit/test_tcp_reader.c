@@ -388,23 +388,6 @@ static void connecting_keeps_its_deadline(void **state)
     free_backlog(&liar, fillers);
 }
 
-struct canceller {
-    atomic_bool flag;
-    int fd;
-};
-
-static void *cancel_soon(void *arg)
-{
-    struct canceller *canceller = arg;
-    const uint64_t one = 1;
-
-    (void)poll(NULL, 0, 20); /* so that the other thread most likely waits already; it may not */
-    atomic_store_explicit(&canceller->flag, true, memory_order_relaxed);
-    if (canceller->fd >= 0 && write(canceller->fd, &one, sizeof one) != sizeof one)
-        abort();
-    return NULL;
-}
-
 static void connecting_can_be_cancelled(void **state)
 {
     struct transport_session *session = NULL;
@@ -416,10 +399,10 @@ static void connecting_can_be_cancelled(void **state)
     (void)state;
     fill_backlog(&liar, fillers);
     for (int with_fd = 0; with_fd < 2; with_fd++) {
-        struct canceller canceller = {.fd = with_fd ? eventfd(0, EFD_CLOEXEC) : -1};
+        struct rig_canceller canceller = {.fd = with_fd ? eventfd(0, EFD_CLOEXEC) : -1};
         const struct transport_open_options options = {
             .timeout_ms = WAIT_MS, .cancel = &canceller.flag, .cancel_fd = canceller.fd};
-        assert_int_equal(thread_start(&thread, "cancel", cancel_soon, &canceller, &err), RF_OK);
+        assert_int_equal(thread_start(&thread, "cancel", rig_cancel_soon, &canceller, &err), RF_OK);
         uint64_t begin_ns = clock_now_ns();
         assert_int_equal(transport_tcp.open(&liar.endpoint, &options, &session, &err),
                          RF_E_CANCELLED);
@@ -627,7 +610,7 @@ static void silence_can_be_cancelled(void **state)
 
     (void)state;
     for (int with_fd = 0; with_fd < 2; with_fd++) {
-        struct canceller canceller = {.fd = with_fd ? eventfd(0, EFD_CLOEXEC) : -1};
+        struct rig_canceller canceller = {.fd = with_fd ? eventfd(0, EFD_CLOEXEC) : -1};
         const struct transport_open_options options = {
             .timeout_ms = WAIT_MS, .cancel = &canceller.flag, .cancel_fd = canceller.fd};
         liar_welcoming(&liar);
@@ -635,7 +618,7 @@ static void silence_can_be_cancelled(void **state)
         liar_start(&liar);
         assert_int_equal(transport_tcp.open(&liar.endpoint, &options, &session, &err), RF_OK);
         ask(session, &asked);
-        assert_int_equal(thread_start(&thread, "cancel", cancel_soon, &canceller, &err), RF_OK);
+        assert_int_equal(thread_start(&thread, "cancel", rig_cancel_soon, &canceller, &err), RF_OK);
         uint64_t begin_ns = clock_now_ns();
         assert_int_equal(next_done(session)->code, RF_E_CANCELLED);
         assert_true(clock_seconds(begin_ns, clock_now_ns()) < 2);

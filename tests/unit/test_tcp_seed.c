@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/rand.h"
 #include "transport/net/socket.h"
+#include "util/plain.h"
 #include "util/rig.h"
 
 #include <fcntl.h>
@@ -67,16 +68,6 @@ static void world_stop(struct world *world)
 
 /* ---- a plain socket as a reader ---- */
 
-static int plain_socket(void)
-{
-    const struct timeval patience = {.tv_sec = WAIT_MS / 1000};
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    assert_true(fd >= 0);
-    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), 0);
-    return fd;
-}
-
 static void plain_connect(const struct world *world, int fd)
 {
     struct net_address address;
@@ -84,11 +75,6 @@ static void plain_connect(const struct world *world, int fd)
     assert_int_equal(net_address_parse(world->endpoint.address, &address, NULL), RF_OK);
     assert_int_equal(connect(fd, &address.any, address.bytes), 0);
     net_tune(fd, WAIT_MS);
-}
-
-static void say(int fd, const void *data, size_t bytes)
-{
-    assert_int_equal(send(fd, data, bytes, MSG_NOSIGNAL), (ssize_t)bytes);
 }
 
 static void say_hello(const struct world *world, int fd, uint16_t min, uint16_t max, int flip)
@@ -99,15 +85,7 @@ static void say_hello(const struct world *world, int fd, uint16_t min, uint16_t 
     memcpy(hello.token, world->rig.token, CHUNK_TOKEN_BYTES);
     hello.token[0] ^= (uint8_t)flip;
     chunk_hello_encode(&hello, raw);
-    say(fd, raw, sizeof raw);
-}
-
-static void hear(int fd, void *data, size_t bytes)
-{
-    ssize_t got = recv(fd, data, bytes, MSG_WAITALL);
-
-    if (got != (ssize_t)bytes)
-        fail_msg("expected %zu bytes, got %zd", bytes, got);
+    plain_say(fd, raw, sizeof raw);
 }
 
 static struct chunk_welcome hear_welcome(int fd)
@@ -115,23 +93,15 @@ static struct chunk_welcome hear_welcome(int fd)
     uint8_t raw[CHUNK_WELCOME_BYTES];
     struct chunk_welcome welcome = {0};
 
-    hear(fd, raw, sizeof raw);
+    plain_hear(fd, raw, sizeof raw);
     assert_int_equal(chunk_welcome_decode(raw, sizeof raw, &welcome, NULL), RF_OK);
     return welcome;
-}
-
-/* Nothing more comes, within the patience of the socket. */
-static void hear_end(int fd)
-{
-    uint8_t byte;
-
-    assert_int_equal(recv(fd, &byte, 1, 0), 0);
 }
 
 /* A connection that has been let in. */
 static int plain_open(const struct world *world)
 {
-    int fd = plain_socket();
+    int fd = plain_socket(WAIT_MS);
 
     plain_connect(world, fd);
     say_hello(world, fd, 1, 1, 0);
@@ -150,7 +120,7 @@ static void say_header(int fd, unsigned type, uint64_t id, uint32_t body_bytes)
     uint8_t raw[CHUNK_HDR_BYTES];
 
     chunk_hdr_encode(&hdr, raw);
-    say(fd, raw, sizeof raw);
+    plain_say(fd, raw, sizeof raw);
 }
 
 static void say_read(int fd, uint64_t id, uint32_t rank, const struct stream_range *ranges,
@@ -161,7 +131,7 @@ static void say_read(int fd, uint64_t id, uint32_t rank, const struct stream_ran
     chunk_read_encode(rank, ranges, count, &body);
     assert_false(body.failed);
     say_header(fd, CHUNK_READ, id, (uint32_t)body.bytes);
-    say(fd, body.data, body.bytes);
+    plain_say(fd, body.data, body.bytes);
 }
 
 static void say_read_one(int fd, uint64_t id, uint64_t offset, uint64_t bytes)
@@ -184,7 +154,7 @@ static void stall_with_reads(int fd)
         chunk_read_encode(0, &all, 1, &words);
     }
     assert_false(words.failed);
-    say(fd, words.data, words.bytes);
+    plain_say(fd, words.data, words.bytes);
     struct pollfd answer = {.fd = fd, .events = POLLIN};
     assert_int_equal(poll(&answer, 1, WAIT_MS), 1);
 }
@@ -194,7 +164,7 @@ static struct chunk_hdr hear_header(int fd)
     uint8_t raw[CHUNK_HDR_BYTES];
     struct chunk_hdr hdr = {0};
 
-    hear(fd, raw, sizeof raw);
+    plain_hear(fd, raw, sizeof raw);
     assert_int_equal(chunk_hdr_decode(raw, sizeof raw, &hdr, NULL), RF_OK);
     return hdr;
 }
@@ -205,7 +175,7 @@ static enum rf_code hear_error(int fd, const struct chunk_hdr *hdr, struct rf_er
     uint8_t body[CHUNK_MAX_ERROR_BODY];
 
     assert_int_equal(hdr->type, CHUNK_ERROR);
-    hear(fd, body, hdr->body_bytes);
+    plain_hear(fd, body, hdr->body_bytes);
     return chunk_error_decode(body, hdr->body_bytes, err);
 }
 
@@ -219,7 +189,7 @@ static void hear_answer(int fd, uint64_t id, void *to, uint64_t bytes)
         assert_int_equal(hdr.type, CHUNK_DATA);
         assert_true(hdr.request_id == id);
         assert_true(hdr.body_bytes <= bytes - done);
-        hear(fd, (uint8_t *)to + done, hdr.body_bytes);
+        plain_hear(fd, (uint8_t *)to + done, hdr.body_bytes);
         done += hdr.body_bytes;
         assert_int_equal((hdr.flags & CHUNK_FLAG_LAST) != 0, done == bytes);
     }
@@ -244,14 +214,14 @@ static void expect_break(const struct world *world, int fd, const char *words)
     while (hdr.type == CHUNK_DATA) { /* what was asked before */
         rf_autofree uint8_t *body = malloc(hdr.body_bytes);
         assert_non_null(body);
-        hear(fd, body, hdr.body_bytes);
+        plain_hear(fd, body, hdr.body_bytes);
         hdr = hear_header(fd);
     }
     assert_true(hdr.request_id == 0);
     assert_int_equal(hear_error(fd, &hdr, &err), RF_E_PROTO);
     if (strstr(err.text, words) == NULL)
         fail_msg("\"%s\" does not say \"%s\"", err.text, words);
-    hear_end(fd);
+    plain_hear_end(fd);
     close(fd);
 
     fd = plain_open(world);
@@ -264,7 +234,7 @@ static void expect_break(const struct world *world, int fd, const char *words)
 static void expect_refusal(const struct world *world, int fd, enum rf_code status)
 {
     assert_int_equal(hear_welcome(fd).status, status);
-    hear_end(fd);
+    plain_hear_end(fd);
     close(fd);
     fd = plain_open(world);
     expect_alive(world, fd);
@@ -281,9 +251,9 @@ static void garbage_is_refused(void **state)
     for (size_t i = 0; i < sizeof garbage; i++)
         garbage[i] = (uint8_t)rand_next(&rand);
     world_start(&world);
-    int fd = plain_socket();
+    int fd = plain_socket(WAIT_MS);
     plain_connect(&world, fd);
-    say(fd, garbage, sizeof garbage);
+    plain_say(fd, garbage, sizeof garbage);
     expect_refusal(&world, fd, RF_E_PROTO);
     world_stop(&world);
 }
@@ -294,7 +264,7 @@ static void a_wrong_token_is_refused(void **state)
 
     (void)state;
     world_start(&world);
-    int fd = plain_socket();
+    int fd = plain_socket(WAIT_MS);
     plain_connect(&world, fd);
     say_hello(&world, fd, 1, 1, 1);
     expect_refusal(&world, fd, RF_E_DENIED);
@@ -307,11 +277,11 @@ static void unknown_versions_are_refused(void **state)
 
     (void)state;
     world_start(&world);
-    int fd = plain_socket();
+    int fd = plain_socket(WAIT_MS);
     plain_connect(&world, fd);
     say_hello(&world, fd, 2, 9, 0);
     expect_refusal(&world, fd, RF_E_UNSUPPORTED);
-    fd = plain_socket();
+    fd = plain_socket(WAIT_MS);
     plain_connect(&world, fd);
     say_hello(&world, fd, 1, 9, 0);
     assert_int_equal(hear_welcome(fd).version, CHUNK_VERSION);
@@ -328,7 +298,7 @@ static void a_hello_that_does_not_end_is_given_up(void **state)
     (void)state;
     world_start_with(
         &world, &(struct transport_seed_options){.host = "127.0.0.1", .idle_timeout_ms = IDLE_MS});
-    int fd = plain_socket();
+    int fd = plain_socket(WAIT_MS);
     plain_connect(&world, fd);
     uint64_t begin_ns = clock_now_ns();
     /* A byte now and then does not prolong it. */
@@ -361,10 +331,10 @@ static void a_hello_may_come_byte_by_byte_with_a_read_behind_it(void **state)
     chunk_hdr_encode(&hdr, raw);
     buf_append(&words, raw, CHUNK_HDR_BYTES);
     chunk_read_encode(0, &range, 1, &words);
-    int fd = plain_socket();
+    int fd = plain_socket(WAIT_MS);
     plain_connect(&world, fd);
     for (size_t i = 0; i < words.bytes; i++)
-        say(fd, words.data + i, 1);
+        plain_say(fd, words.data + i, 1);
     assert_int_equal(hear_welcome(fd).status, RF_OK);
     hear_answer(fd, 77, bytes, sizeof bytes);
     assert_memory_equal(bytes, world.rig.ranks[0].bytes + 5, sizeof bytes);
@@ -551,7 +521,7 @@ static void a_reader_with_little_room_gets_every_byte(void **state)
     (void)state;
     assert_non_null(got);
     world_start(&world);
-    int fd = plain_socket();
+    int fd = plain_socket(WAIT_MS);
     assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room), 0);
     plain_connect(&world, fd);
     say_hello(&world, fd, 1, 1, 0);
@@ -563,7 +533,7 @@ static void a_reader_with_little_room_gets_every_byte(void **state)
             for (uint32_t left = hdr.body_bytes; left > 0;) {
                 uint32_t part = 1 + (uint32_t)rand_below(&rand, 9000);
                 part = part < left ? part : left;
-                hear(fd, got + done, part);
+                plain_hear(fd, got + done, part);
                 done += part;
                 left -= part;
             }
@@ -615,11 +585,11 @@ static void beyond_the_limit_readers_are_told_so(void **state)
                      &(struct transport_seed_options){.host = "127.0.0.1", .max_connections = 2});
     int first = plain_open(&world);
     int second = plain_open(&world);
-    int third = plain_socket();
+    int third = plain_socket(WAIT_MS);
     plain_connect(&world, third);
     say_hello(&world, third, 1, 1, 0);
     assert_int_equal(hear_welcome(third).status, RF_E_NOMEM);
-    hear_end(third);
+    plain_hear_end(third);
     close(third);
     expect_alive(&world, first);
     close(second);
@@ -643,7 +613,7 @@ static void idle_connections_cost_the_others_nothing(void **state)
         if (i % 2 == 0) {
             fds[i] = plain_open(&world);
         } else {
-            fds[i] = plain_socket(); /* not even a hello */
+            fds[i] = plain_socket(WAIT_MS); /* not even a hello */
             plain_connect(&world, fds[i]);
         }
     }
@@ -668,7 +638,7 @@ static void silent_connections_do_not_keep_readers_out(void **state)
     world_start_with(&world,
                      &(struct transport_seed_options){.host = "127.0.0.1", .max_connections = 4});
     for (unsigned i = 0; i < SILENT; i++) {
-        fds[i] = plain_socket();
+        fds[i] = plain_socket(WAIT_MS);
         plain_connect(&world, fds[i]);
     }
     uint64_t begin_ns = clock_now_ns();
@@ -689,8 +659,8 @@ static void without_descriptors_accepting_waits(void **state)
     (void)state;
     world_start(&world);
     int first = plain_open(&world);
-    int second = plain_socket();
-    int third = plain_socket();
+    int second = plain_socket(WAIT_MS);
+    int third = plain_socket(WAIT_MS);
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
     struct rlimit none = {.rlim_cur = 1, .rlim_max = before.rlim_max};
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
@@ -845,7 +815,7 @@ static void stopping_waits_for_nobody(void **state)
 
     (void)state;
     world_start(&world);
-    fds[0] = plain_socket(); /* silent */
+    fds[0] = plain_socket(WAIT_MS); /* silent */
     plain_connect(&world, fds[0]);
     fds[1] = plain_open(&world); /* idle */
     fds[2] = plain_open(&world); /* stalled */
@@ -874,7 +844,7 @@ static void goodbye_comes_between_frames_and_then_the_end(void **state)
     stall_with_reads(stalled);
     uint32_t cut = transport_tcp.seed_drain(world.seed, clock_deadline_ns(50));
     assert_int_equal(hear_header(idle).type, CHUNK_GOODBYE);
-    hear_end(idle);
+    plain_hear_end(idle);
     /* What the sockets held arrives, frames are whole up to where it was cut off. */
     uint64_t whole = 0;
     for (ssize_t n = 1; n > 0;)

@@ -1159,30 +1159,13 @@ static void a_sink_that_fails_fails_its_read_alone(void **state)
 
 /* ---- cancelling, leaving ---- */
 
-struct canceller {
-    atomic_bool flag;
-    int fd;
-};
-
-static void *cancel_soon(void *arg)
-{
-    struct canceller *canceller = arg;
-    const uint64_t one = 1;
-
-    (void)poll(NULL, 0, 20); /* so that the other thread most likely waits already; it may not */
-    atomic_store_explicit(&canceller->flag, true, memory_order_relaxed);
-    if (canceller->fd >= 0 && write(canceller->fd, &one, sizeof one) != sizeof one)
-        abort();
-    return NULL;
-}
-
 static void silence_can_be_cancelled(void **state)
 {
     (void)state;
     const struct stream_range range = {.bytes = PIECE_BYTES, .count = 1};
 
     for (int with_fd = 0; with_fd < 2; with_fd++) {
-        struct canceller canceller = {.fd = with_fd ? eventfd(0, EFD_CLOEXEC) : -1};
+        struct rig_canceller canceller = {.fd = with_fd ? eventfd(0, EFD_CLOEXEC) : -1};
         const struct transport_open_options options = {
             .timeout_ms = WAIT_MS, .cancel = &canceller.flag, .cancel_fd = canceller.fd};
         struct rf_error err = {0};
@@ -1196,7 +1179,7 @@ static void silence_can_be_cancelled(void **state)
         fake_start(&fake);
         assert_int_equal(reader_try(&reader, &fake, options, &err), RF_OK);
         ask(&reader, &asked, 0, range, 0);
-        assert_int_equal(thread_start(&thread, "cancel", cancel_soon, &canceller, &err), RF_OK);
+        assert_int_equal(thread_start(&thread, "cancel", rig_cancel_soon, &canceller, &err), RF_OK);
         uint64_t begin_ns = clock_now_ns();
         assert_read(next_done(&reader), RF_E_CANCELLED, "cancelled");
         assert_true(clock_seconds(begin_ns, clock_now_ns()) < 2);
@@ -1211,7 +1194,7 @@ static void silence_can_be_cancelled(void **state)
 static void a_question_can_be_cancelled(void **state)
 {
     (void)state;
-    struct canceller canceller = {.fd = -1};
+    struct rig_canceller canceller = {.fd = -1};
     const struct te_reach reach = {
         .timeout_ms = WAIT_MS, .cancel = &canceller.flag, .cancel_fd = -1};
     struct transport_directory *directory = NULL;
@@ -1223,7 +1206,7 @@ static void a_question_can_be_cancelled(void **state)
     fake.answer.bytes = 5;
     fake.answer_then = THEN_STALL;
     fake_start(&fake);
-    assert_int_equal(thread_start(&thread, "cancel", cancel_soon, &canceller, &err), RF_OK);
+    assert_int_equal(thread_start(&thread, "cancel", rig_cancel_soon, &canceller, &err), RF_OK);
     uint64_t begin_ns = clock_now_ns();
     assert_int_equal(te_directory_open(fake.session, &reach, &directory, &err), RF_E_CANCELLED);
     assert_true(clock_seconds(begin_ns, clock_now_ns()) < 2);

@@ -5,6 +5,7 @@
 #include "transport/net/socket.h"
 #include "transport/read_digest.h"
 #include "transport/te/te.h"
+#include "util/plain.h"
 #include "util/rig.h"
 
 #include <poll.h>
@@ -37,44 +38,17 @@ struct world {
 
 /* ---- the seed ---- */
 
-static int plain_socket(void)
-{
-    const struct timeval patience = {.tv_sec = WAIT_MS / 1000};
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    assert_true(fd >= 0);
-    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience), 0);
-    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience), 0);
-    return fd;
-}
-
 static int dial(const struct net_address *address)
 {
-    int fd = plain_socket();
+    int fd = plain_socket(WAIT_MS);
 
     assert_int_equal(connect(fd, &address->any, address->bytes), 0);
     return fd;
 }
 
-static void say(int fd, const void *data, size_t bytes)
-{
-    assert_int_equal(send(fd, data, bytes, MSG_NOSIGNAL), (ssize_t)bytes);
-}
-
-static void hear(int fd, void *data, size_t bytes)
-{
-    ssize_t got = bytes > 0 ? recv(fd, data, bytes, MSG_WAITALL) : 0;
-
-    if (got != (ssize_t)bytes)
-        fail_msg("expected %zu bytes, got %zd", bytes, got);
-}
-
-/* Nothing more comes; the end does. */
 static void hear_end(int fd)
 {
-    uint8_t byte;
-
-    assert_int_equal(recv(fd, &byte, 1, 0), 0);
+    plain_hear_end(fd);
     close(fd);
 }
 
@@ -88,12 +62,12 @@ static struct buf ask(const struct world *world, unsigned type, const char *json
     int fd = dial(&world->shake);
 
     te_frame_encode((enum te_type)type, json, strlen(json), &question);
-    say(fd, question.data, question.bytes);
-    hear(fd, head, sizeof head);
+    plain_say(fd, question.data, question.bytes);
+    plain_hear(fd, head, sizeof head);
     assert_int_equal(te_frame_length(head, TE_DEFAULT_FRAME_BYTES, &bytes, NULL), RF_OK);
     rf_autofree uint8_t *body = malloc(bytes);
     assert_non_null(body);
-    hear(fd, body, bytes);
+    plain_hear(fd, body, bytes);
     hear_end(fd);
     size_t typed = type != TE_OLD_FORM;
     if (typed)
@@ -158,7 +132,7 @@ static void say_request(int fd, unsigned op, uint64_t address, uint64_t bytes, u
         &(struct te_hdr){
             .bytes = bytes, .address = address, .op = (uint8_t)op, .algorithm = (uint8_t)algorithm},
         raw);
-    say(fd, raw, sizeof raw);
+    plain_say(fd, raw, sizeof raw);
 }
 
 static uint32_t hear_status(int fd)
@@ -166,7 +140,7 @@ static uint32_t hear_status(int fd)
     uint8_t raw[TE_STATUS_BYTES];
     uint32_t status = 0;
 
-    hear(fd, raw, sizeof raw);
+    plain_hear(fd, raw, sizeof raw);
     assert_int_equal(te_status_decode(raw, &status, NULL), RF_OK);
     return status;
 }
@@ -177,7 +151,7 @@ static void hear_bytes(const struct world *world, int fd, uint32_t rank, uint64_
     rf_autofree uint8_t *got = malloc(bytes);
 
     assert_non_null(got);
-    hear(fd, got, bytes);
+    plain_hear(fd, got, bytes);
     assert_memory_equal(got, world->rig.ranks[rank].bytes + offset, bytes);
 }
 
@@ -207,7 +181,7 @@ static void say_token(const struct world *world, int fd, int flip)
     memcpy(token, world->rig.token, sizeof token);
     token[0] ^= (uint8_t)flip;
     say_request(fd, TE_OP_TOKEN, 0, sizeof token, 0);
-    say(fd, token, sizeof token);
+    plain_say(fd, token, sizeof token);
 }
 
 static int dial_with_token(const struct world *world)
@@ -353,8 +327,8 @@ static void a_question_may_come_byte_by_byte_and_be_long(void **state)
     int fd = dial(&world.shake);
     te_frame_encode(TE_PROBE, "{}", 2, &question);
     for (size_t i = 0; i < question.bytes; i++)
-        say(fd, question.data + i, 1);
-    hear(fd, head, sizeof head);
+        plain_say(fd, question.data + i, 1);
+    plain_hear(fd, head, sizeof head);
     assert_int_equal(head[TE_FRAME_HEAD_BYTES], TE_PROBE);
     close(fd);
 
@@ -380,7 +354,7 @@ static void frames_of_no_length_are_closed_without_an_answer(void **state)
     world_start(&world);
     for (unsigned i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
         int fd = dial(&world.shake);
-        say(fd, lengths[i], sizeof lengths[i]);
+        plain_say(fd, lengths[i], sizeof lengths[i]);
         hear_end(fd);
     }
     expect_serving(&world);
@@ -397,7 +371,7 @@ static void half_and_endless_questions_are_given_up(void **state)
         &world, &(struct transport_seed_options){.host = "127.0.0.1", .idle_timeout_ms = IDLE_MS});
     for (size_t bytes = 1; bytes <= sizeof half; bytes += 3) {
         int fd = dial(&world.shake);
-        say(fd, half, bytes);
+        plain_say(fd, half, bytes);
         hear_end(fd);
     }
     /* A byte now and then does not prolong it. */
@@ -424,7 +398,7 @@ static void silent_connections_delay_nobody(void **state)
     for (unsigned i = 0; i < CROWD; i++) {
         silent[i] = dial(&world.shake);
         if (i % 2 != 0)
-            say(silent[i], "\x10", 1);
+            plain_say(silent[i], "\x10", 1);
     }
     for (unsigned i = 0; i < 10 * CROWD; i++) {
         struct buf answer BUF_AUTO = ask(&world, TE_PROBE, "{}");
@@ -447,10 +421,10 @@ static void many_ask_at_once(void **state)
     for (unsigned i = 0; i < 4 * CROWD; i++)
         fds[i] = dial(&world.shake);
     for (unsigned i = 4 * CROWD; i > 0; i--) /* the last to come is the first to ask */
-        say(fds[i - 1], question.data, question.bytes);
+        plain_say(fds[i - 1], question.data, question.bytes);
     for (unsigned i = 0; i < 4 * CROWD; i++) {
         uint8_t head[TE_FRAME_HEAD_BYTES + 1];
-        hear(fds[i], head, sizeof head);
+        plain_hear(fds[i], head, sizeof head);
         assert_int_equal(head[TE_FRAME_HEAD_BYTES], TE_METADATA);
         close(fds[i]);
     }
@@ -496,7 +470,7 @@ static void requests_may_be_pipelined_and_split_anywhere(void **state)
     assert_false(words.failed);
     int fd = dial(&world.data);
     for (size_t at = 0; at < words.bytes; at += 1001)
-        say(fd, words.data + at, words.bytes - at < 1001 ? words.bytes - at : 1001);
+        plain_say(fd, words.data + at, words.bytes - at < 1001 ? words.bytes - at : 1001);
     for (unsigned i = 0; i < MANY; i++) {
         if (i % 2 != 0)
             assert_int_equal(hear_status(fd), TE_STATUS_OK);
@@ -583,7 +557,7 @@ static void what_is_served_is_not_written_to(void **state)
         int fd = dial(&world.data);
         say_request(fd, v2 ? TE_OP_WRITE | TE_OP_V2 : TE_OP_WRITE, te_seed_base(world.seed, 0),
                     STREAM_BYTES, 0);
-        say(fd, body, STREAM_BYTES); /* all of it is taken, so that the answer arrives */
+        plain_say(fd, body, STREAM_BYTES); /* all of it is taken, so that the answer arrives */
         if (v2)
             assert_int_equal(hear_status(fd), TE_STATUS_REJECTED);
         hear_end(fd);
@@ -668,7 +642,7 @@ static void say_digest(int fd, uint32_t rank, const struct stream_range *ranges,
     chunk_read_encode(rank, ranges, count, &body);
     assert_false(body.failed);
     say_request(fd, TE_OP_DIGEST, 0, body.bytes, algorithm);
-    say(fd, body.data, body.bytes);
+    plain_say(fd, body.data, body.bytes);
 }
 
 static void hashed_reads_have_the_digest_of_their_ranges(void **state)
@@ -700,7 +674,7 @@ static void hashed_reads_have_the_digest_of_their_ranges(void **state)
         }
         say_digest(fd, 1, ranges, 3, (enum hash_algorithm)algorithm);
         assert_int_equal(hear_status(fd), TE_STATUS_OK);
-        hear(fd, got, hash_bytes((enum hash_algorithm)algorithm));
+        plain_hear(fd, got, hash_bytes((enum hash_algorithm)algorithm));
         read_digest_final(&digest, 1, ranges, 3, wanted);
         read_digest_free(&digest);
         assert_memory_equal(got, wanted, hash_bytes((enum hash_algorithm)algorithm));
@@ -756,7 +730,7 @@ static void digests_of_other_ranges_than_were_read_are_refused(void **state)
     hear_bytes(&world, fd, 0, 10, 100);
     say_digest(fd, 0, &read, 1, HASH_XXH3_128);
     assert_int_equal(hear_status(fd), TE_STATUS_OK);
-    hear(fd, got, hash_bytes(HASH_XXH3_128));
+    plain_hear(fd, got, hash_bytes(HASH_XXH3_128));
     close(fd);
 
     /* And none for who has no token. */
@@ -856,7 +830,7 @@ static void draining_ends_idle_connections_and_cuts_stalled_ones(void **state)
     while (recv(stalled, got, STREAM_BYTES, 0) > 0)
         ;
     close(stalled);
-    int late = plain_socket();
+    int late = plain_socket(WAIT_MS);
     assert_int_equal(connect(late, &world.shake.any, world.shake.bytes), -1);
     close(late);
     world_stop(&world);

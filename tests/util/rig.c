@@ -4,9 +4,11 @@
 #include "base/rand.h"
 
 #include <dirent.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { RIG_WAIT_MS = 5 * 1000, RIG_READ_MS = 10 * 1000 };
 
@@ -281,4 +283,16 @@ unsigned rig_open_fds(void)
         count += entry->d_name[0] != '.';
     (void)closedir(dir);
     return count - 1; /* dir's own */
+}
+
+void *rig_cancel_soon(void *arg)
+{
+    struct rig_canceller *canceller = arg;
+    const uint64_t one = 1;
+
+    (void)poll(NULL, 0, 20);
+    atomic_store_explicit(&canceller->flag, true, memory_order_relaxed);
+    if (canceller->fd >= 0 && write(canceller->fd, &one, sizeof one) != sizeof one)
+        abort();
+    return NULL;
 }

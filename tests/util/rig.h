@@ -57,6 +57,14 @@ enum rf_code rig_read(const struct transport *transport, struct transport_sessio
                       uint32_t rank, const struct stream_range *ranges, uint32_t count, void *to,
                       struct rf_error *err);
 
+/* Somebody else cancels: a thread of rig_cancel_soon() with one of these sets the flag, and writes to
+ * fd unless it is -1, when whoever started it most likely waits already; it may not. */
+struct rig_canceller {
+    atomic_bool flag;
+    int fd;
+};
+void *rig_cancel_soon(void *canceller);
+
 /* Descriptors this process has open. */
 unsigned rig_open_fds(void);
 
