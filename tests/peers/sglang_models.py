@@ -4,7 +4,7 @@ The vocabulary of 1000 needs padding whatever the tensor-parallel size, 2 KV hea
 dense and sparse in one model, and checkpoints carry what an engine must leave out: rotary frequencies, the layer for
 multi-token prediction, an lm_head that is tied anyway. config.json has what SGLang and rfork read. Names and shapes are
 those of the published checkpoints: meta-llama/Llama-3.2, Qwen/Qwen2.5, Qwen/Qwen3, Qwen/Qwen3-30B-A3B (and -FP8),
-deepseek-ai/DeepSeek-V3.
+deepseek-ai/DeepSeek-V3, moonshotai/Moonlight-16B-A3B-Instruct.
 """
 
 import math
@@ -275,9 +275,12 @@ def deepseek_layer(config: dict, dtype: str, prefix: str, sparse: bool) -> Itera
     nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
     q_lora, kv_lora = config["q_lora_rank"], config["kv_lora_rank"]
     yield norm(f"{prefix}.input_layernorm", dtype, hidden)
-    yield from linear(f"{prefix}.self_attn.q_a_proj", dtype, q_lora, hidden)
-    yield norm(f"{prefix}.self_attn.q_a_layernorm", dtype, q_lora)
-    yield from linear(f"{prefix}.self_attn.q_b_proj", dtype, heads * (nope + rope), q_lora)
+    if q_lora is None:
+        yield from linear(f"{prefix}.self_attn.q_proj", dtype, heads * (nope + rope), hidden)
+    else:
+        yield from linear(f"{prefix}.self_attn.q_a_proj", dtype, q_lora, hidden)
+        yield norm(f"{prefix}.self_attn.q_a_layernorm", dtype, q_lora)
+        yield from linear(f"{prefix}.self_attn.q_b_proj", dtype, heads * (nope + rope), q_lora)
     yield from linear(f"{prefix}.self_attn.kv_a_proj_with_mqa", dtype, kv_lora + rope, hidden)
     yield norm(f"{prefix}.self_attn.kv_a_layernorm", dtype, kv_lora)
     yield from linear(f"{prefix}.self_attn.kv_b_proj", dtype, heads * (nope + value), kv_lora)
@@ -332,6 +335,16 @@ def deepseek() -> Model:
     return Model(config, deepseek_tensors(config, "BF16"), sizes=(1, 2, 4, 8))
 
 
+def moonlight() -> Model:
+    """The model of the seed document, which 16 ranks hold there: queries of one projection, no groups of experts."""
+    config = deepseek_config(
+        hidden_size=64, intermediate_size=128, moe_intermediate_size=32, num_attention_heads=16, num_key_value_heads=16,
+        q_lora_rank=None, kv_lora_rank=36, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=20, n_routed_experts=16,
+        n_shared_experts=2, num_experts_per_tok=6, n_group=1, topk_group=1, routed_scaling_factor=2.446,
+    )  # fmt: skip
+    return Model(config, deepseek_tensors(config, "BF16"), sizes=(1, 16))
+
+
 def deepseek_fused() -> Model:
     """256 experts and 1 shared, as in DeepSeek-V3: an engine on a GPU holds the shared expert as number 256."""
     config = deepseek_config(
@@ -368,7 +381,7 @@ FAMILIES: dict[str, Callable[[], Model]] = {
     "qwen2": qwen2, "qwen2-tied": qwen2_tied, "qwen2-fp8": qwen2_fp8,
     "qwen3": qwen3, "qwen3-tied": qwen3_tied, "qwen3-fp8": qwen3_fp8,
     "qwen3-moe": qwen3_moe, "qwen3-moe-fp8": qwen3_moe_fp8,
-    "deepseek": deepseek, "deepseek-fp8": deepseek_fp8,
+    "deepseek": deepseek, "deepseek-fp8": deepseek_fp8, "moonlight": moonlight,
     "deepseek-fused": deepseek_fused, "deepseek-fused-fp8": deepseek_fused_fp8,
 }  # fmt: skip
 
