@@ -1,6 +1,7 @@
 #include "cli/seeds.h"
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "base/size.h"
 #include "cli/output.h"
 
@@ -50,25 +51,51 @@ static enum rf_code agree_whole(struct seeds *seeds, struct rf_error *err)
     return remote_reshard_whole(seeds->remotes, seeds->count, &seeds->reshard, err);
 }
 
+static enum rf_code open_all(char *const *urls, unsigned count, uint64_t wait_ready_ms,
+                             const struct shard_options *shard, struct seeds *seeds,
+                             struct rf_error *err)
+{
+    enum rf_code code = RF_OK;
+
+    for (unsigned i = 0; code == RF_OK && i < count; i++) {
+        code = remote_open(urls[i], &seeds->options, wait_ready_ms, &seeds->remotes[i], err);
+        seeds->count += code == RF_OK;
+    }
+    if (code == RF_OK)
+        code = shard != NULL ? agree(seeds, shard, err) : agree_whole(seeds, err);
+    return code;
+}
+
+/* Whether what is missing may be on other nodes of the one seed. It answers for them, as for its
+ * own ranks, in SGLang's way. */
+static bool others_may_have_it(const struct seeds *seeds, const struct transfer_options *transfer)
+{
+    if (seeds->count != 1 || seeds->options.seed_api != REMOTE_API_AUTO ||
+        strcmp(transfer->transport, "te") != 0)
+        return false;
+    const struct manifest *manifest = remote_manifest(seeds->remotes[0]);
+    return remote_has_digests(seeds->remotes[0]) && manifest->rank_count > 0 &&
+           manifest->rank_count < manifest->ranks[0].id.tp_size;
+}
+
 enum rf_code seeds_open(char *const *urls, unsigned count, const struct transfer_options *transfer,
                         const struct shard_options *shard, struct seeds *ret_seeds,
                         struct rf_error *err)
 {
     struct seeds *seeds = ret_seeds;
-    enum rf_code code = RF_OK;
 
     *seeds = (struct seeds){.count = 0};
     transfer_remote_options(transfer, &seeds->options);
     if (count > REMOTE_MAX_SEEDS)
         return rf_fail(err, RF_E_INVAL, "%u seeds: at most %d can be forked from at once", count,
                        REMOTE_MAX_SEEDS);
-    for (unsigned i = 0; code == RF_OK && i < count; i++) {
-        code =
-            remote_open(urls[i], &seeds->options, transfer->wait_ready_ms, &seeds->remotes[i], err);
-        seeds->count += code == RF_OK;
+    enum rf_code code = open_all(urls, count, transfer->wait_ready_ms, shard, seeds, err);
+    if (code == RF_E_MISMATCH && others_may_have_it(seeds, transfer)) {
+        log_info("ranks are missing: asking for those of other nodes", "url=%s", urls[0]);
+        seeds_close(seeds);
+        seeds->options.seed_api = REMOTE_API_SGLANG;
+        code = open_all(urls, count, transfer->wait_ready_ms, shard, seeds, err);
     }
-    if (code == RF_OK)
-        code = shard != NULL ? agree(seeds, shard, err) : agree_whole(seeds, err);
     return code;
 }
 

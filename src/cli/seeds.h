@@ -17,8 +17,10 @@ struct seeds {
 
 /* Opens the seeds at `urls` and agrees with them on what is to be taken; no weights move.
  * shard: what was asked for; NULL: the whole checkpoint (for a folder). *ret_seeds must stay
- * where it is; close it also after a failure. Errors: those of remote_open(), shards_resolve(),
- * remote_reshard_plan(); RF_E_INVAL (too many seeds, --ranks without --tp). */
+ * where it is; close it also after a failure. A seed that is asked by te and has not all of it is
+ * asked in SGLang's way too, by which the first of several nodes answers for the others.
+ * Errors: those of remote_open(), shards_resolve(), remote_reshard_plan(); RF_E_INVAL (too many
+ * seeds, --ranks without --tp). */
 enum rf_code seeds_open(char *const *urls, unsigned count, const struct transfer_options *transfer,
                         const struct shard_options *shard, struct seeds *ret_seeds,
                         struct rf_error *err);
