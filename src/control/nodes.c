@@ -266,8 +266,8 @@ enum rf_code nodes_find(struct nodes *nodes, uint64_t rank, bool ask, struct inf
         asker_wake(nodes->asker);
     if (code == RF_OK || (code == RF_AGAIN && ask))
         return code;
-    if (!known)
-        return rf_fail(err, code, "%s", why.text);
+    if (!known) /* of a rank that nobody has SGLang says nothing more either */
+        return rf_fail(err, code, "%s", code == RF_E_UNSUPPORTED ? "" : why.text);
     nodes_name(nodes, node, name);
     if (code == RF_AGAIN)
         return rf_fail(err, RF_E_TIMEOUT, "%s has not answered yet", name);
