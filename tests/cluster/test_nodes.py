@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import unittest
+from pathlib import Path
 
 import hosts
 import util
@@ -178,6 +179,27 @@ class Nodes(hosts.Case):
                         answer += piece
             self.assertIn(b" 400 ", answer.split(b"\r\n")[0])
             self.assertIn(b"rank 12: node 1", answer)
+
+    def test_listeners_are_where_they_were_told_to_be_and_have_room(self):
+        seed = self.seed_on(self.first, "--model-path", self.model_path, "--tp", TP,
+                            "--remote-instance-weight-loader-start-seed-via-transfer-engine")
+        with self.first.inside():
+            out = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
+            most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+        listeners = {}
+        for line in out.splitlines():
+            _, _, room, address, *_ = line.split()
+            listeners[address] = int(room)
+        self.assertEqual({address.rsplit(":", 1)[0] for address in listeners}, {self.first.address})
+        session, _ = self.info(seed, 0)
+        data = f"{self.first.address}:{self.tcp_data_port(session)}"
+        self.assertLessEqual({session, data, f"{self.first.address}:6789"}, set(listeners))
+        # A reader may connect for each tensor, all at once.
+        self.assertEqual([listeners[session], listeners[data]], [min(4096, most)] * 2)
+
+    def tcp_data_port(self, session):
+        with self.client.inside():
+            return descriptor(session)["tcp_data_port"]
 
 
 if __name__ == "__main__":

@@ -51,18 +51,20 @@ class Mooncake(Case):
         seed.close()
 
 
-def add_release(version: str, register: str, name: str) -> None:
-    """Gives Mooncake the test of one release, with one way to register, and one model."""
+def add_release(version: str, register: str, name: str, mode: str = "") -> None:
+    """Gives Mooncake the test of one release, with one way to register, one model, and settings."""
 
     def test(self: Mooncake) -> None:
-        self.fork(version, register, rfork_program.model(name))
+        self.fork(version, register, rfork_program.model(name), mode)
 
-    setattr(Mooncake, f"test_{name}_from_{version.replace('.', '_')}_{register}", test)
+    setattr(Mooncake, f"test_{name}_from_{version.replace('.', '_')}_{register}{mode and '_' + mode}", test)
 
 
 for release in te_peer.VERSIONS:
     add_release(release, "merged", "minilm")
     add_release(release, "each", "smollm2")
+for setting in ("unpooled", "v1"):
+    add_release(te_peer.NEWEST, "each", "minilm", setting)
 
 
 class Library(Case):

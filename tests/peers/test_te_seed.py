@@ -244,6 +244,44 @@ class Sglang(Case):
                             self.assertEqual([list(found), list(found["error"])], [["error"], ["message"]])
                             self.assertTrue(found["error"]["message"].startswith(wanted["error"]["message"]), found)
 
+    def test_the_bootstrap_server_answers_as_sglangs_own(self) -> None:
+        model = rfork_program.model("minilm")
+        real = self.client.ask("seed", host=self.theirs.address, folder=str(model), shape="transformers", early=True)
+        info = {"session_id": "10.0.0.1:15000", "weights_info_dict": {"w": [4096, 2, 4], "empty.\u00e9": [8192, 0, 4]}}
+        puts = [{"tp_rank": 3, "transfer_engine_info": info},
+                {"tp_rank": 5, "protocol": "tcp", "transfer_engine_info": {**info, "fabric_identity": None}}]  # fmt: skip
+        wrong = [{}, {"tp_rank": 3}, {"tp_rank": 3, "transfer_engine_info": {}}, {"tp_rank": 3, "transfer_engine_info": 7},
+                 {"tp_rank": 3, "transfer_engine_info": {"session_id": "h:1"}}]  # fmt: skip
+        queries = ("", "?rank=", "?rank=-1", "?rank=x", "?rank=1.5", "?rank=99", "?rank=+3", "?rank=03", "?rank=3",
+                   "?rank=5", "?rank=4294967296", "?rank=99999999999999999999999")  # fmt: skip
+        with self.serving(model):
+
+            def both(path: str, **more: object) -> list[tuple[int, str, bytes]]:
+                """Status, type and body: SGLang's and ours."""
+                urls = (f"http://127.0.0.1:{real['bootstrap']}", f"http://{self.ours.address}:6789")
+                with self.theirs.inside():
+                    answers = [te_peer.util.http_get(url, path, **more) for url in urls]
+                return [(answer[0], *(v for k, v in answer[1].items() if k.lower() == "content-type"), answer[2])
+                        for answer in answers]  # fmt: skip
+
+            def put(body: object) -> list[tuple[int, str, bytes]]:
+                headers = {"Content-Type": "application/json"}
+                return both("/register_transfer_engine_info", method="PUT", headers=headers, body=json.dumps(body))
+
+            for body in puts:
+                self.assertEqual(*put(body))
+            for body in wrong:
+                with self.subTest(body=body):
+                    theirs, ours = put(body)
+                    self.assertEqual(ours[:2], theirs[:2])
+                    self.assertEqual([list(json.loads(ours[2])), ours[0]], [["detail"], 400])
+            self.assertEqual(*both("/health"))
+            for query in queries:
+                with self.subTest(query=query):
+                    theirs, ours = both(f"/get_transfer_engine_info{query}")
+                    self.assertEqual(ours[:2], theirs[:2])
+                    self.assertEqual(json.loads(ours[2]), json.loads(theirs[2]))
+
 
 del Case
 
