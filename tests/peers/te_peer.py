@@ -31,6 +31,7 @@ PEERS = Path(os.environ.get("RFORK_PEERS", rfork_program.SOURCE / "build/peers")
 NEWEST = "0.3.13.post1"
 START_SEED = "--remote-instance-weight-loader-start-seed-via-transfer-engine"
 VERSIONS = ("0.3.6", "0.3.9", "0.3.12.post1", NEWEST)
+IPV6_VERSIONS = VERSIONS[1:]  # the oldest knows IPv4 alone
 # Without these the newest release refuses more than 2048 tensors at once; a longer wait is for busy machines.
 TUNED = {
     "MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER": "65535",
@@ -138,10 +139,13 @@ def cpu_seconds(pid: int) -> float:
 class Mooncake(Program):
     """One engine, started: .session is where it can be reached."""
 
-    def __init__(self, host: hosts.Host, folder: Path, version: str = NEWEST, env: dict[str, str] | None = None):
-        super().__init__(host, HERE / "mooncake_program.py", folder, version, env or {})
+    def __init__(
+        self, host: hosts.Host, folder: Path, version: str = NEWEST, env: dict[str, str] | None = None, ipv6: bool = False
+    ):
+        env = {**(env or {}), **({"MC_USE_IPV6": "1"} if ipv6 else {})}
+        super().__init__(host, HERE / "mooncake_program.py", folder, version, env)
         try:
-            facts = self.ask("start", host=host.address)
+            facts = self.ask("start", host=f"[{host.address6}]" if ipv6 else host.address)
             if facts["version"] != version:
                 raise AssertionError(f"Mooncake {facts['version']} was loaded instead of {version}")
             self.session = facts["session"]
@@ -180,6 +184,11 @@ class Case(hosts.Case):
         cls.theirs = network.host("theirs")
         cls.ours = network.host("ours")
 
+    def require_ipv6(self) -> None:
+        """Skips where hosts have none."""
+        if not (self.ours.has_ipv6() and self.theirs.has_ipv6()):
+            self.skipTest("no IPv6 here")
+
     @classmethod
     def generated(cls, name: str, *arguments: str) -> Path:
         """A model folder made by generate.py, once for the class."""
@@ -190,9 +199,11 @@ class Case(hosts.Case):
                            stdout=subprocess.DEVNULL)  # fmt: skip
         return folder
 
-    def mooncake(self, host: hosts.Host, version: str = NEWEST, mode: str = "", **env: str) -> Mooncake:
+    def mooncake(
+        self, host: hosts.Host, version: str = NEWEST, mode: str = "", *, ipv6: bool = False, **env: str
+    ) -> Mooncake:
         """An engine on a host, ended with the test."""
-        engine = Mooncake(host, self.folder, version, {**MODES[mode], **env})
+        engine = Mooncake(host, self.folder, version, {**MODES[mode], **env}, ipv6)
         self.addCleanup(engine.close)
         return engine
 

@@ -50,6 +50,20 @@ class Mooncake(Case):
         self.assert_forks(seed.publish(), model)
         seed.close()
 
+    def test_over_ipv6(self) -> None:
+        self.require_ipv6()
+        model = rfork_program.model("minilm")
+        for version in te_peer.IPV6_VERSIONS:
+            with self.subTest(version=version):
+                seed = self.mooncake(self.theirs, version, ipv6=True)
+                seed.hold(*te_peer.weights(model))
+                self.assertTrue(seed.session.startswith(f"[{self.theirs.address6}]:"), seed.session)
+                # The HTTP side is on IPv4: what an engine is called is not where its name was heard.
+                url = seed.publish()
+                self.assert_forks(url, model)
+                seed.close()
+                Path(self.path("copy")).rename(self.path(f"copy-{version}"))
+
 
 def add_release(version: str, register: str, name: str, mode: str = "") -> None:
     """Gives Mooncake the test of one release, with one way to register, one model, and settings."""

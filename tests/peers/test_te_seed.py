@@ -103,6 +103,24 @@ class Mooncake(Case):
                 report = reader.ask("read", session=session, map=tensors, files=files, batch=2000, limit=4000)
                 self.assert_all_equal(report, 4000)
 
+    def test_over_ipv6(self) -> None:
+        self.require_ipv6()
+        model = rfork_program.model("minilm")
+        files = te_peer.weights(model)
+        for bind in ("::", self.ours.address6):
+            with self.seed_on(self.ours, "--model-path", str(model), te_peer.START_SEED, "--layout", "checkpoint",
+                              bind=bind, seconds=120) as seed:  # fmt: skip
+                with self.theirs.inside():
+                    _, _, body = te_peer.util.http_get(seed.url6, f"{te_peer.OLD_PATH}?rank=0")
+                session, tensors = json.loads(body)["remote_instance_transfer_engine_info"]
+                self.assertTrue(session.startswith(f"[{self.ours.address6}]:"), session)
+                for version in te_peer.IPV6_VERSIONS:
+                    with self.subTest(bind=bind, version=version):
+                        reader = self.mooncake(self.theirs, version, ipv6=True)
+                        report = reader.ask("read", session=session, map=tensors, files=files, batch=1000)
+                        self.assert_all_equal(report, len(tensors))
+                        reader.close()
+
     def test_several_readers_at_once(self) -> None:
         model = rfork_program.model("minilm")
         files = te_peer.weights(model)
