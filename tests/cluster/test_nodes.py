@@ -5,6 +5,7 @@ What a client does with an answer is done here by hand: Mooncake's handshake, an
 ctest: timeout=600 serial
 """
 
+import concurrent.futures
 import contextlib
 import json
 import signal
@@ -159,6 +160,26 @@ class Nodes(hosts.Case):
         second.send(signal.SIGSTOP)
         self.assertRegex(self.refusal(first, 12), r"rank 12: node 1 \(.*no answer within 5000 ms")
         second.send(signal.SIGCONT)
+
+    def test_a_node_that_is_slow_is_waited_for(self):
+        first = self.node(0)
+        second = self.node(1, "--engine-info-bootstrap-port", 6790)
+        second.send(signal.SIGSTOP)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(self.info, first, 12)
+            try:
+                util.wait_until(self.node_is_asked, 5, "the first's question")
+                self.assertFalse(asked.done())
+            finally:
+                second.send(signal.SIGCONT)
+            session, _ = asked.result(20 * util.SLOW)
+        self.assertEqual(session.rsplit(":", 1)[0], second.host.address)
+
+    def node_is_asked(self):
+        """Whether somebody is connected to the second node's service: the system answers for it there."""
+        with self.second.inside():
+            out = subprocess.run(["ss", "-Htn", "state", "established"], capture_output=True, text=True, check=True).stdout
+        return f":{INFO_PORT} " in out
 
     def test_a_node_that_talks_garbage_is_named_with_its_rank(self):
         first = self.node(0)
