@@ -26,14 +26,8 @@ class Nodes(te_peer.Case):
         super().setUpClass()
         import sglang_models
 
-        # As test_sglang_layout.py's, with heads for 16 ranks.
-        config = sglang_models.common(
-            "LlamaForCausalLM", "llama", "BF16", hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-            head_dim=8, num_attention_heads=16, num_key_value_heads=2, attention_bias=False, mlp_bias=False,
-            tie_word_embeddings=False,
-        )  # fmt: skip
-        cls.model = cls.shared / "llama-16"
-        sglang_models.Model(config, sglang_models.dense(config, "BF16", True)).write(cls.model)
+        cls.model = cls.shared / "moonlight"
+        sglang_models.moonlight().write(cls.model)
         cls.client = cls.sglang(cls.theirs)
 
     def node(self, host: te_peer.hosts.Host, rank: int, head: te_peer.hosts.Host, *more: str) -> te_peer.util.Process:
@@ -41,7 +35,7 @@ class Nodes(te_peer.Case):
         with host.inside():
             process = te_peer.util.Process(
                 self.folder, "serve", "--model-path", str(self.model), "--tp", str(TP), "--trust-remote-code",
-                "--mem-frac", "0.85", "--host", "0.0.0.0", "--port", str(PORT), "--layout", "sglang",
+                "--mem-frac", "0.85", "--host", "0.0.0.0", "--port", str(PORT),
                 "--dist-init-addr", f"{head.address}:5000", "--nnodes", "2", "--node-rank", str(rank),
                 te_peer.START_SEED, *more,
             )  # fmt: skip
@@ -61,7 +55,7 @@ class Nodes(te_peer.Case):
             with self.subTest(rank=rank):
                 report = self.client.ask("load", host=self.theirs.address, seed_host=head.address, seed_port=PORT,
                                          folder=str(self.model), rank=rank, size=TP)  # fmt: skip
-                self.assertEqual((report["parameters"], report["different"]), (15, []))
+                self.assertEqual((report["parameters"], report["different"]), (38, []))
 
     def two_nodes(self, *more: str) -> None:
         head, second = self.ours, self.theirs.network.host("second")
