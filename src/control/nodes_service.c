@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "control/nodes_internal.h"
+#include "control/nodes_links.h"
 #include "control/seed_url.h"
 
 #include <inttypes.h>
@@ -22,6 +23,7 @@ enum {
     SERVICE_REOPEN_MS = 20, /* libzmq closes its listener at its leisure */
     SERVICE_MIN_LINKS = 16,
     SERVICE_MAX_AT_ONCE = 64, /* questions between two looks at the connections */
+    SERVICE_QUEUE = 4,        /* questions, and answers, that wait on each connection */
 };
 
 static const char monitor_endpoint[] = "inproc://links";
@@ -32,12 +34,11 @@ struct service {
     int stop_fd;
     char endpoint[SERVICE_ENDPOINT_BYTES]; /* "tcp://10.0.0.2:15036" */
     uint16_t port;
-    uint32_t max_links;
     pthread_t thread;
     /* The thread's own once it runs: */
     void *socket;  /* NULL: the port is not free again yet */
     void *monitor; /* says which connections come and go */
-    uint32_t links;
+    struct links links;
 };
 
 /* ---- the socket ---- */
@@ -56,9 +57,13 @@ static bool set_options(void *socket)
     const int64_t max_bytes = ENGINE_INFO_MAX_QUESTION_BYTES;
     const int handshake_ms = NODES_HANDSHAKE_MS;
     const int no_linger = 0;
+    const int queue = SERVICE_QUEUE;
     const int on = 1;
 
-    return zmq_setsockopt(socket, ZMQ_LINGER, &no_linger, sizeof no_linger) == 0 &&
+    /* Whoever does not fetch answers gets no more of them. */
+    return zmq_setsockopt(socket, ZMQ_RCVHWM, &queue, sizeof queue) == 0 &&
+           zmq_setsockopt(socket, ZMQ_SNDHWM, &queue, sizeof queue) == 0 &&
+           zmq_setsockopt(socket, ZMQ_LINGER, &no_linger, sizeof no_linger) == 0 &&
            zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &max_bytes, sizeof max_bytes) == 0 &&
            zmq_setsockopt(socket, ZMQ_HANDSHAKE_IVL, &handshake_ms, sizeof handshake_ms) == 0 &&
            zmq_setsockopt(socket, ZMQ_IPV6, &on, sizeof on) == 0;
@@ -76,7 +81,7 @@ static void close_socket(struct service *service)
         zmq_close(service->socket);
     service->monitor = NULL;
     service->socket = NULL;
-    service->links = 0;
+    links_clear(&service->links);
 }
 
 static bool watch_links(struct service *service)
@@ -210,6 +215,7 @@ static bool serve_one(struct service *service)
         more = zmq_msg_recv(&rest, service->socket, ZMQ_DONTWAIT) >= 0 && zmq_msg_more(&rest);
         zmq_msg_close(&rest);
     }
+    links_asked(&service->links, zmq_msg_get(&message, ZMQ_SRCFD));
     if (frames > 0)
         engine_answer_refuse("a question is one frame", &out);
     else
@@ -224,31 +230,35 @@ static bool serve_one(struct service *service)
 
 /* ---- the thread ---- */
 
-/* An event is two frames: its number (16 bits) and value, and the address. */
+/* An event is two frames: its number (16 bits) and value (32, here the descriptor), and the address. */
 static void count_links(struct service *service)
 {
     for (;;) {
         uint16_t event = 0;
+        uint32_t fd = 0;
         uint8_t frame[8] = {0};
         char address[256];
-        if (zmq_recv(service->monitor, frame, sizeof frame, ZMQ_DONTWAIT) < (int)sizeof event)
+        if (zmq_recv(service->monitor, frame, sizeof frame, ZMQ_DONTWAIT) <
+            (int)(sizeof event + sizeof fd))
             return;
         zmq_recv(service->monitor, address, sizeof address, ZMQ_DONTWAIT);
         memcpy(&event, frame, sizeof event);
+        memcpy(&fd, frame + sizeof event, sizeof fd);
         if (event == ZMQ_EVENT_ACCEPTED)
-            service->links++;
-        else if (event == ZMQ_EVENT_DISCONNECTED && service->links > 0)
-            service->links--;
+            links_opened(&service->links, (int)fd);
+        else if (event == ZMQ_EVENT_DISCONNECTED)
+            links_closed(&service->links, (int)fd);
     }
 }
 
 /* Nobody needs many connections here: nodes ask once each and hang up. */
 static void shed_links(struct service *service)
 {
-    if (service->links <= service->max_links)
+    if (!service->links.too_many) {
+        links_look(&service->links, service->port);
         return;
-    log_warn("info service ends all connections", "connections=%" PRIu32 " max=%" PRIu32,
-             service->links, service->max_links);
+    }
+    log_warn("info service ends all connections", "max=%" PRIu32, service->links.max);
     close_socket(service);
 }
 
@@ -260,7 +270,7 @@ static void serve(struct service *service)
         {.socket = service->socket, .events = ZMQ_POLLIN},
     };
 
-    if (zmq_poll(items, 3, SERVICE_IDLE_MS) < 0)
+    if (zmq_poll(items, 3, service->links.count > 0 ? LINKS_LOOK_MS : SERVICE_IDLE_MS) < 0)
         return;
     count_links(service);
     for (unsigned i = 0; i < SERVICE_MAX_AT_ONCE && serve_one(service); i++)
@@ -294,6 +304,7 @@ static void service_free(struct service *service)
         zmq_ctx_term(service->context);
     if (service->stop_fd >= 0)
         close(service->stop_fd);
+    links_free(&service->links);
     free(service);
 }
 
@@ -315,11 +326,12 @@ enum rf_code service_start(struct nodes *nodes, struct service **ret_service, st
     if (service == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory for the info service");
     service->nodes = nodes;
-    service->max_links = max_links();
     service->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     service->context = zmq_ctx_new();
     if (service->stop_fd < 0)
         code = rf_fail_sys(err, "eventfd");
+    else if (!links_init(&service->links, max_links()))
+        code = rf_fail(err, RF_E_NOMEM, "no memory for the info service");
     else if (service->context == NULL)
         code = zmq_failed("ZeroMQ cannot start", "this host", err);
     if (code == RF_OK)

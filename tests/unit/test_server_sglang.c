@@ -528,6 +528,60 @@ static void hostile_peers_of_the_info_service_are_harmless(void **state)
     web_stop(&web);
 }
 
+/* Greets as ZeroMQ's REQ does, by hand: libzmq would keep a message until it is whole. */
+static int connect_raw_zmq(uint16_t port)
+{
+    static const char greeting[64] = "\xff\0\0\0\0\0\0\0\1\x7f\3\0NULL";
+    static const char ready[] = "\x04\x19\x05READY\x0bSocket-Type\0\0\0\3REQ";
+    int fd = web_connect(port);
+
+    assert_true(web_send(fd, greeting, sizeof greeting));
+    assert_true(web_send(fd, ready, sizeof ready - 1));
+    return fd;
+}
+
+static void a_message_without_end_ends_its_connection_alone(void **state)
+{
+    enum { FRAME_BYTES = 255, FRAMES = 1024, MAX_BYTES = 512 << 20 };
+    static char frames[FRAMES][2 + FRAME_BYTES];
+    struct web web;
+
+    (void)state;
+    web_start(&web, &second_node);
+    void *other = open_zmq(ZMQ_REQ, nodes_info_port(web.nodes));
+    rf_autoclose int fd = connect_raw_zmq(nodes_info_port(web.nodes));
+    for (unsigned i = 0; i < FRAMES; i++)
+        memcpy(frames[i], "\x01\xff", 2); /* more come, so long */
+    uint64_t sent = 0;
+    while (sent < MAX_BYTES && web_send(fd, frames, sizeof frames))
+        sent += sizeof frames;
+    assert_true(sent < MAX_BYTES);
+    assert_int_equal(zmq_send(other, "{}", 2, 0), 2);
+    char answer[256];
+    assert_in_range(zmq_recv(other, answer, sizeof answer, 0), 1, sizeof answer);
+    zmq_close(other);
+    expect_node_is_well(&web);
+    web_stop(&web);
+}
+
+static void many_questions_over_one_connection_are_answered(void **state)
+{
+    enum { QUESTIONS = 3000 };
+    static const char question[] = "{\"action\":\"get_transfer_engine_info\",\"rank\":0}";
+    char answer[256];
+    struct web web;
+
+    (void)state;
+    web_start(&web, &second_node);
+    void *socket = open_zmq(ZMQ_REQ, nodes_info_port(web.nodes));
+    for (unsigned i = 0; i < QUESTIONS; i++) {
+        assert_int_equal(zmq_send(socket, question, sizeof question - 1, 0), sizeof question - 1);
+        assert_in_range(zmq_recv(socket, answer, sizeof answer, 0), 1, sizeof answer);
+    }
+    zmq_close(socket);
+    web_stop(&web);
+}
+
 static void too_many_connections_to_the_info_service_are_ended(void **state)
 {
     enum { CONNECTIONS = 120 };
@@ -889,6 +943,8 @@ int main(void)
         cmocka_unit_test(a_node_answers_questions_in_the_documents_words),
         cmocka_unit_test(a_node_publishes_its_own_address_for_a_wildcard),
         cmocka_unit_test(hostile_peers_of_the_info_service_are_harmless),
+        cmocka_unit_test(a_message_without_end_ends_its_connection_alone),
+        cmocka_unit_test(many_questions_over_one_connection_are_answered),
         cmocka_unit_test(too_many_connections_to_the_info_service_are_ended),
         cmocka_unit_test(the_first_node_answers_for_the_others),
         cmocka_unit_test(a_node_that_answers_garbage_is_named),
