@@ -142,13 +142,13 @@ static enum rf_code open_engine(struct sglang_seed *seed, const char *session, c
     struct sglang_engine *engine = &seed->engines[seed->engine_count];
     struct endpoint endpoint = {.transport = "te"};
 
-    snprintf(endpoint.address, sizeof(endpoint.address), "%s", session);
-    enum rf_code code = transport_choose(name, &endpoint, 1, &engine->choice, err);
-    if (code != RF_OK)
-        return code;
     snprintf(engine->session, sizeof(engine->session), "%s", session);
     seed->engine_count++;
-    code = te_directory_open(session, &reach, &engine->directory, err);
+    enum rf_code code = te_directory_open(session, &reach, &engine->directory, err);
+    if (code != RF_OK)
+        return code;
+    te_directory_address(engine->directory, endpoint.address);
+    code = transport_choose(name, &endpoint, 1, &engine->choice, err);
     if (code != RF_OK)
         return code;
     const struct te_descriptor *descriptor = te_directory_descriptor(engine->directory);

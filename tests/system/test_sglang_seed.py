@@ -103,6 +103,14 @@ class MapAlone(Foreign):
             came, _ = util.read_safetensors(self.path("out", f"model-rank-{rank:05}-of-00070.safetensors"))
             self.assertEqual(came["w"].data, tensors["w"].data)
 
+    def test_an_engine_that_is_named(self):
+        tensors = {"w": util.Tensor("BF16", [100])}
+        engine, places = self.engine(tensors)
+        server = self.server({0: [f"localhost:{engine.handshake.port}", places]})
+        self.rfork_ok("fork", server.url, "-o", self.path("out"))
+        came, _ = util.read_safetensors(self.path("out", "model.safetensors"))
+        self.assertEqual(came["w"].data, tensors["w"].data)
+
     def test_ranks_of_one_engine(self):
         ranks = [{"w": util.Tensor("U8", [1000 + rank])} for rank in range(4)]
         memory = {BASE + (rank << 20): tensors["w"].data for rank, tensors in enumerate(ranks)}

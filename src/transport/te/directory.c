@@ -188,6 +188,7 @@ static enum rf_code directory_ask(struct asked *asked, const struct reach_name *
         code = check_tcp(asked, &directory->descriptor, err);
     if (code == RF_OK)
         code = find_data(asked, &directory->descriptor, &directory->data, err);
+    directory->dialled = asked->dialled;
     return code;
 }
 
@@ -229,6 +230,15 @@ void te_directory_close(struct transport_directory *directory)
     te_places_free(&directory->places);
     te_descriptor_free(&directory->descriptor);
     free(directory);
+}
+
+void te_directory_address(const struct transport_directory *directory,
+                          char ret_text[TRANSPORT_ADDRESS_BYTES])
+{
+    char text[NET_ADDRESS_TEXT_BYTES];
+
+    (void)snprintf(ret_text, TRANSPORT_ADDRESS_BYTES, "%s",
+                   net_address_text(&directory->dialled, text));
 }
 
 const struct te_descriptor *te_directory_descriptor(const struct transport_directory *directory)

@@ -7,7 +7,8 @@
 
 struct transport_directory {
     struct te_descriptor descriptor;
-    struct net_address data; /* where its data plane is */
+    struct net_address dialled; /* the address that answered */
+    struct net_address data;    /* where its data plane is */
     struct te_places places;
 };
 

@@ -27,6 +27,9 @@ struct te_reach {
 enum rf_code te_directory_open(const char *session, const struct te_reach *reach,
                                struct transport_directory **ret_directory, struct rf_error *err);
 void te_directory_close(struct transport_directory *directory); /* NULL is fine */
+/* The address that answered, as an endpoint has it: HOST of a session id may be a name. */
+void te_directory_address(const struct transport_directory *directory,
+                          char ret_text[TRANSPORT_ADDRESS_BYTES]);
 /* As it came; lives as long as the directory. */
 const struct te_descriptor *te_directory_descriptor(const struct transport_directory *directory);
 
