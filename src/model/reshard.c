@@ -58,7 +58,7 @@ static enum rf_code seeds_check(const struct manifest *const *seeds, uint32_t se
 
 static enum rf_code index_item(void *ctx, uint64_t item, struct rf_error *err)
 {
-    return rs_index(ctx, (uint32_t)item, err);
+    return rs_index(ctx, (uint32_t)item + 1, err);
 }
 
 static enum rf_code plan_item(void *ctx, uint64_t item, struct rf_error *err)
@@ -120,8 +120,10 @@ static enum rf_code ranks_list(struct rs *rs, struct rf_error *err)
 static enum rf_code ranks_plan(struct rs *rs, struct rf_error *err)
 {
     unsigned threads = thread_cpus();
-    enum rf_code code = thread_parallel(threads, rs->holder_count, index_item, rs, err);
+    enum rf_code code = rs->holder_count > 0 ? rs_index(rs, 0, err) : RF_OK;
 
+    if (code == RF_OK && rs->holder_count > 1)
+        code = thread_parallel(threads, rs->holder_count - 1, index_item, rs, err);
     if (code == RF_OK)
         code = thread_parallel(threads, rs->wanted->rank_count, plan_item, rs, err);
     for (uint32_t i = 0; i < rs->wanted->rank_count && code == RF_OK; i++) {
@@ -149,10 +151,8 @@ static void rs_free(struct rs *rs)
         free(rank->shared);
         free(rank->fills);
     }
-    for (uint32_t i = 0; rs->holders != NULL && i < rs->holder_count; i++) {
-        free(rs->holders[i].first);
-        free(rs->holders[i].extras);
-    }
+    for (uint32_t i = 0; rs->holders != NULL && i < rs->holder_count; i++)
+        rs_holder_free(&rs->holders[i]);
     for (uint32_t i = 0; rs->maps != NULL && i < rs->seed_count; i++)
         free(rs->maps[i]);
     free(rs->ranks);
@@ -161,7 +161,6 @@ static void rs_free(struct rs *rs)
     free(rs->sources);
     free(rs->classes);
     free(rs->models);
-    strmap_destroy(rs->names);
 }
 
 enum rf_code reshard_plan(const struct manifest *const *seeds, uint32_t seed_count,

@@ -1,6 +1,6 @@
-/* Who has what: the tensors of the checkpoint, as both sides know them, and where holders have
- * them. */
+/* What is what: the tensors of the checkpoint, as both sides know them. */
 #include "base/cleanup.h"
+#include "base/strmap.h"
 #include "model/reshard_internal.h"
 
 #include <inttypes.h>
@@ -100,17 +100,11 @@ static enum rf_code sources_list(struct rs *rs, struct rf_error *err)
     uint32_t count = of_tensors ? wanted->ranks[0].tensor_count : wanted->source_count;
 
     rs->sources = calloc(count + (size_t)1, sizeof *rs->sources);
-    rs->names = strmap_create(count);
-    if (rs->sources == NULL || rs->names == NULL)
+    if (rs->sources == NULL)
         return rf_fail(err, RF_E_NOMEM, "no memory to plan %" PRIu32 " tensors", count);
-    for (uint32_t i = 0; i < count; i++) {
-        struct rs_source *source = &rs->sources[i];
-
-        *source = of_tensors ? source_of_tensor(&wanted->ranks[0].tensors[i])
-                             : source_of(&wanted->sources[i]);
-        if (strmap_add(rs->names, source->name, source->name_bytes, i, NULL) != RF_OK)
-            return rf_fail(err, RF_E_NOMEM, "no memory to plan %" PRIu32 " tensors", count);
-    }
+    for (uint32_t i = 0; i < count; i++)
+        rs->sources[i] = of_tensors ? source_of_tensor(&wanted->ranks[0].tensors[i])
+                                    : source_of(&wanted->sources[i]);
     rs->source_count = count;
     return classes_number(rs, err);
 }
@@ -142,25 +136,74 @@ static enum rf_code source_same(const struct rs_source *wanted, const struct rs_
                    RS_SHOWN_NAME, wanted->name, (const char *)here.data, (const char *)there.data);
 }
 
-/* The wanted side's number of a source; both usually count alike. */
-static enum rf_code source_find(const struct rs *rs, const struct rs_source *have, uint32_t guess,
-                                uint32_t *ret_number, struct rf_error *err)
+/* How a name compares with that of the wanted side's source `number`. */
+static int compare_at(const struct rs *rs, uint32_t number, const char *name, uint32_t bytes)
 {
-    uint32_t number = MANIFEST_NONE;
+    const struct rs_source *source = &rs->sources[number];
 
-    if (guess < rs->source_count && rs->sources[guess].name_bytes == have->name_bytes &&
-        memcmp(rs->sources[guess].name, have->name, have->name_bytes) == 0)
-        number = guess;
-    else
-        strmap_find(rs->names, have->name, have->name_bytes, &number);
-    *ret_number = number;
-    return number == MANIFEST_NONE ? RF_OK : source_same(&rs->sources[number], have, err);
+    return name_compare(name, bytes, source->name, source->name_bytes);
+}
+
+bool rs_source_find(const struct rs *rs, const char *name, uint32_t bytes, uint32_t *cursor,
+                    uint32_t *ret_number)
+{
+    uint32_t low = 0;
+    uint32_t high = rs->source_count;
+
+    if (*cursor < high) {
+        int order = compare_at(rs, *cursor, name, bytes);
+
+        if (order == 0) {
+            *ret_number = (*cursor)++;
+            return true;
+        }
+        if (order > 0)
+            low = *cursor + 1;
+        else if (*cursor == 0 || compare_at(rs, *cursor - 1, name, bytes) > 0)
+            return false;
+        else
+            high = *cursor;
+    }
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        int order = compare_at(rs, middle, name, bytes);
+
+        if (order == 0) {
+            *ret_number = middle;
+            *cursor = middle + 1;
+            return true;
+        }
+        if (order > 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    *cursor = low;
+    return false;
+}
+
+static enum rf_code source_match(const struct rs *rs, const struct rs_source *have,
+                                 uint32_t *cursor, uint32_t *ret_number, struct rf_error *err)
+{
+    *ret_number = MANIFEST_NONE;
+    if (!rs_source_find(rs, have->name, have->name_bytes, cursor, ret_number))
+        return RF_OK;
+    return source_same(&rs->sources[*ret_number], have, err);
+}
+
+enum rf_code rs_tensor_match(const struct rs *rs, const struct tensor *tensor, uint32_t *cursor,
+                             uint32_t *ret_number, struct rf_error *err)
+{
+    const struct rs_source have = source_of_tensor(tensor);
+
+    return source_match(rs, &have, cursor, ret_number, err);
 }
 
 static enum rf_code map_make(struct rs *rs, uint32_t seed, struct rf_error *err)
 {
     const struct manifest *manifest = rs->seeds[seed];
     enum rf_code code = RF_OK;
+    uint32_t cursor = 0;
 
     rs->maps[seed] = calloc(manifest->source_count + (size_t)1, sizeof *rs->maps[seed]);
     if (rs->maps[seed] == NULL)
@@ -168,7 +211,7 @@ static enum rf_code map_make(struct rs *rs, uint32_t seed, struct rf_error *err)
                        manifest->source_count);
     for (uint32_t i = 0; i < manifest->source_count && code == RF_OK; i++) {
         struct rs_source have = source_of(&manifest->sources[i]);
-        code = source_find(rs, &have, i, &rs->maps[seed][i], err);
+        code = source_match(rs, &have, &cursor, &rs->maps[seed][i], err);
     }
     return code;
 }
@@ -183,145 +226,4 @@ enum rf_code rs_sources(struct rs *rs, struct rf_error *err)
     for (uint32_t i = 0; i < rs->seed_count && code == RF_OK; i++)
         code = map_make(rs, i, err);
     return code;
-}
-
-/* ---- holders ---- */
-
-static enum rf_code ref_add(struct rs_holder *holder, uint32_t source, struct rs_ref ref,
-                            struct rf_error *err)
-{
-    if (holder->first[source].tensor == MANIFEST_NONE) {
-        holder->first[source] = ref;
-        return RF_OK;
-    }
-    if (holder->extra_count == holder->extra_room) {
-        uint32_t wanted = holder->extra_room == 0 ? 64 : holder->extra_room * 2;
-        struct rs_extra *grown = reallocarray(holder->extras, wanted, sizeof *grown);
-
-        if (grown == NULL)
-            return rf_fail(err, RF_E_NOMEM, "no memory to index a rank");
-        holder->extras = grown;
-        holder->extra_room = wanted;
-    }
-    holder->extras[holder->extra_count++] = (struct rs_extra){source, ref};
-    return RF_OK;
-}
-
-static enum rf_code tensor_index(struct rs *rs, struct rs_holder *holder, uint32_t index,
-                                 struct rf_error *err)
-{
-    const struct tensor *tensor = &holder->rank->tensors[index];
-    uint32_t source = MANIFEST_NONE;
-    enum rf_code code = RF_OK;
-
-    for (uint32_t i = 0; i < tensor->part_count && code == RF_OK; i++) {
-        const struct part *part = &tensor->parts[i];
-
-        if (part->source == MANIFEST_NONE || part->bytes == 0 ||
-            holder->map[part->source] == MANIFEST_NONE)
-            continue;
-        source = holder->map[part->source];
-        code = ref_add(holder, source, (struct rs_ref){index, i}, err);
-    }
-    if (code != RF_OK || tensor->part_count > 0 || tensor->bytes == 0 ||
-        !rs_whole_tensors(holder->manifest))
-        return code;
-    struct rs_source have = source_of_tensor(tensor);
-    code = source_find(rs, &have, index, &source, err);
-    if (code == RF_OK && source != MANIFEST_NONE)
-        code = ref_add(holder, source, (struct rs_ref){index, RS_WHOLE_TENSOR}, err);
-    return code;
-}
-
-static int compare_extras(const void *a, const void *b)
-{
-    uint32_t x = ((const struct rs_extra *)a)->source;
-    uint32_t y = ((const struct rs_extra *)b)->source;
-
-    return x < y ? -1 : x > y;
-}
-
-static enum rf_code extras_check(const struct rs *rs, const struct rs_holder *holder,
-                                 struct rf_error *err)
-{
-    char text[64];
-
-    for (uint32_t i = RS_MAX_SAME - 1; i < holder->extra_count; i++) {
-        uint32_t source = holder->extras[i].source;
-
-        if (holder->extras[i - (RS_MAX_SAME - 1)].source == source)
-            return rf_fail(err, RF_E_UNSUPPORTED, "rank %s: has %.*s in more than %d places",
-                           rank_id_text(&holder->rank->id, text), RS_SHOWN_NAME,
-                           rs->sources[source].name, RS_MAX_SAME);
-    }
-    return RF_OK;
-}
-
-enum rf_code rs_index(struct rs *rs, uint32_t index, struct rf_error *err)
-{
-    struct rs_holder *holder = &rs->holders[index];
-    enum rf_code code = RF_OK;
-
-    holder->first = malloc((rs->source_count + (size_t)1) * sizeof *holder->first);
-    if (holder->first == NULL)
-        return rf_fail(err, RF_E_NOMEM, "no memory to index %" PRIu32 " tensors", rs->source_count);
-    memset(holder->first, 0xff, rs->source_count * sizeof *holder->first); /* MANIFEST_NONE */
-    for (uint32_t i = 0; i < holder->rank->tensor_count && code == RF_OK; i++) {
-        if (holder->rank->tensors[i].alias_of == MANIFEST_NONE)
-            code = tensor_index(rs, holder, i, err);
-    }
-    if (code == RF_OK && holder->extra_count > 0) {
-        qsort(holder->extras, holder->extra_count, sizeof *holder->extras, compare_extras);
-        code = extras_check(rs, holder, err);
-    }
-    return code;
-}
-
-/* ---- looking ---- */
-
-static struct rs_piece piece_of(const struct rs *rs, uint32_t index, uint32_t source,
-                                struct rs_ref ref)
-{
-    const struct rs_holder *holder = &rs->holders[index];
-    const struct tensor *tensor = &holder->rank->tensors[ref.tensor];
-    struct rs_piece piece = {.holder = index,
-                             .whole = true,
-                             .count = rs_length(rs_like(rs, source), 0),
-                             .dtype = tensor->dtype,
-                             .at = tensor->stream_offset};
-
-    if (ref.part == RS_WHOLE_TENSOR)
-        return piece;
-    const struct part *part = &tensor->parts[ref.part];
-    piece.axis = part->axis;
-    piece.start = part->start;
-    piece.count = part->count;
-    piece.whole = part->start == 0 && part->count == rs_length(rs_like(rs, source), part->axis);
-    piece.at += part->offset;
-    return piece;
-}
-
-unsigned rs_pieces(const struct rs *rs, uint32_t index, uint32_t source,
-                   struct rs_piece out[RS_MAX_SAME])
-{
-    const struct rs_holder *holder = &rs->holders[index];
-    unsigned count = 0;
-
-    if (holder->first[source].tensor == MANIFEST_NONE)
-        return 0;
-    out[count++] = piece_of(rs, index, source, holder->first[source]);
-    if (holder->extra_count == 0)
-        return count;
-    uint32_t low = 0;
-    uint32_t high = holder->extra_count;
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2;
-        if (holder->extras[middle].source < source)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    for (; low < holder->extra_count && holder->extras[low].source == source; low++)
-        out[count++] = piece_of(rs, index, source, holder->extras[low].ref);
-    return count;
 }

@@ -2,7 +2,6 @@
 #ifndef MODEL_RESHARD_INTERNAL_H
 #define MODEL_RESHARD_INTERNAL_H
 
-#include "base/strmap.h"
 #include "model/manifest_internal.h"
 #include "model/reshard.h"
 
@@ -10,10 +9,11 @@
 
 enum {
     RS_MAX_SAME = 16,         /* pieces of one source in one holder's rank */
-    RS_MAX_ENTRIES = 1 << 27, /* of the index: holders times sources */
+    RS_MAX_ENTRIES = 1 << 26, /* of the index: holders times sources */
     RS_MAX_LOOKS = 1 << 28,   /* at pieces, for one wanted rank */
     RS_MAX_ROWS = 1 << 20,    /* moves for one piece cut along two axes */
     RS_CLASS_NEAR = 3,
+    RS_CUTS_NEAR = 32,
     RS_SHOWN_NAME = 120,
 };
 
@@ -27,33 +27,51 @@ struct rs_source {
     uint64_t bytes;
 };
 
-/* Where a holder has a source: a part of a tensor, or a whole one. */
-struct rs_ref {
-    uint32_t tensor; /* MANIFEST_NONE: nowhere */
-    uint32_t part;   /* RS_WHOLE_TENSOR: it has no parts */
+/* How a holder has a source: which slice of it, in what dtype. */
+struct rs_cut {
+    uint64_t start;
+    uint64_t count;
+    uint32_t class; /* of the source */
+    uint8_t axis;
+    uint8_t dtype; /* enum rf_dtype */
+    bool whole;
 };
 
-#define RS_WHOLE_TENSOR UINT32_MAX
+/* Where: in the holder's stream. */
+struct rs_place {
+    uint64_t at;
+    uint32_t cut; /* number of it in the holder's; RS_NOWHERE */
+};
+
+#define RS_NOWHERE  UINT32_MAX
+#define RS_NO_CLASS UINT32_MAX
 
 /* A second and further place of the same source. */
 struct rs_extra {
     uint32_t source;
-    struct rs_ref ref;
+    struct rs_place place;
 };
 
 struct rs_holder {
     const struct manifest *manifest;
     const struct manifest_rank *rank;
     const uint32_t *map;     /* the seed's sources as the wanted side counts them */
-    struct rs_ref *first;    /* [source_count] */
+    struct rs_place *places; /* [source_count]; the first holder's, unless `own` */
+    bool own;
+    uint32_t place_count; /* that are somewhere */
+    struct rs_cut *cuts;
+    uint32_t cut_count;
+    uint32_t cut_room;
+    uint32_t cut_last;
     struct rs_extra *extras; /* by source */
     uint32_t extra_count;
     uint32_t extra_room;
 };
 
-/* What a ref leads to. Elements [start, start + count) along the axis; `whole`: all, along any. */
+/* What is at a place. Elements [start, start + count) along the axis; `whole`: all, along any. */
 struct rs_piece {
     uint32_t holder;
+    uint32_t cut;
     uint32_t axis;
     uint64_t start;
     uint64_t count;
@@ -80,7 +98,8 @@ struct rs_need {
 enum { RS_MAX_SHARES = 4, RS_TEMPLATES = 64, RS_TEMPLATE_PROBES = 8 };
 
 struct rs_share {
-    struct rs_piece piece;    /* at: not looked at */
+    uint32_t holder;
+    uint32_t cut;
     struct reshard_move move; /* offsets from the beginnings of the piece and of the need */
 };
 
@@ -90,7 +109,15 @@ struct rs_template {
     struct rs_need need; /* source, tensor and at: not looked at */
     uint32_t class;
     unsigned share_count; /* 0: too many, each need is looked at anew */
+    bool apart;           /* no two shares are of one holder */
     struct rs_share shares[RS_MAX_SHARES];
+};
+
+/* Moves at equal distances. */
+struct rs_steps {
+    uint64_t count; /* of the moves */
+    uint64_t read;  /* from the beginning of one to that of the next; may wrap */
+    uint64_t write;
 };
 
 struct rs_list {
@@ -118,6 +145,7 @@ struct rs_rank {
     uint32_t fill_room;
     uint64_t fill_bytes;
     uint32_t tensor;               /* that is being planned */
+    uint32_t cursor;               /* in the sources, for tensors without parts */
     uint32_t hint;                 /* the holder that had what was needed last */
     uint32_t base;                 /* and the first one of those that had the last need */
     uint64_t looks;                /* at pieces so far */
@@ -132,14 +160,13 @@ struct rs {
     const struct manifest *const *seeds;
     uint32_t seed_count;
     const struct manifest *wanted;
-    struct rs_source *sources;
+    struct rs_source *sources; /* by name */
     uint32_t source_count;
     /* Sources of equal dtype and shape are of one class. These are looked at for each part of each
      * rank, of which there may be millions, and fit the cache. */
-    uint32_t *classes;    /* [source_count] */
-    uint32_t *models;     /* [of classes] the first source of each */
-    struct strmap *names; /* of sources */
-    uint32_t **maps;      /* [seed_count], or NULL where a seed has no sources */
+    uint32_t *classes; /* [source_count] */
+    uint32_t *models;  /* [of classes] the first source of each */
+    uint32_t **maps;   /* [seed_count], or NULL where a seed has no sources */
     struct rs_holder *holders;
     uint32_t holder_count;
     struct rs_rank *ranks; /* [wanted->rank_count] */
@@ -150,10 +177,22 @@ struct rs {
 /* Whether a tensor without parts is a source itself. */
 bool rs_whole_tensors(const struct manifest *manifest);
 
-/* Fills sources, names, maps: what is what on both sides. RF_E_MISMATCH. */
+/* Fills sources, classes, maps: what is what on both sides. RF_E_MISMATCH. */
 enum rf_code rs_sources(struct rs *rs, struct rf_error *err);
-/* Fills first and extras of holder `index`. */
+/* The number of the source with this name; false: there is none. *cursor: 0 at first, then where
+ * the last one was found, which makes it quick to ask for names in their order. */
+bool rs_source_find(const struct rs *rs, const char *name, uint32_t bytes, uint32_t *cursor,
+                    uint32_t *ret_number);
+/* The number of the source that a whole tensor is, or MANIFEST_NONE. RF_E_MISMATCH: it is not of
+ * that shape and dtype. */
+enum rf_code rs_tensor_match(const struct rs *rs, const struct tensor *tensor, uint32_t *cursor,
+                             uint32_t *ret_number, struct rf_error *err);
+
+/* Fills places, cuts and extras of holder `index`. The first holder's come first; the others' may
+ * then be made at once. */
 enum rf_code rs_index(struct rs *rs, uint32_t index, struct rf_error *err);
+void rs_holder_free(struct rs_holder *holder);
+bool rs_cut_same(const struct rs_cut *a, const struct rs_cut *b);
 
 /* Where holder `index` has the source: RS_MAX_SAME pieces at most. Returns how many. */
 unsigned rs_pieces(const struct rs *rs, uint32_t index, uint32_t source,
@@ -169,6 +208,10 @@ enum rf_code rs_emit(struct rs *rs, struct rs_rank *rank, const struct rs_need *
 bool rs_move_join(struct reshard_move *last, const struct reshard_move *next, bool rows);
 enum rf_code rs_move_add(struct rs *rs, struct rs_rank *rank, uint32_t holder,
                          const struct reshard_move *move, struct rf_error *err);
+/* Adds `count` moves of one tensor, each so many bytes behind the one before. */
+enum rf_code rs_moves_add(struct rs *rs, struct rs_rank *rank, uint32_t holder,
+                          const struct reshard_move *move, const struct rs_steps *steps,
+                          struct rf_error *err);
 
 /* Adds the moves for a need, from whoever has it, or (idle) from those from which least is read. */
 enum rf_code rs_cover(struct rs *rs, struct rs_rank *rank, const struct rs_need *need, bool idle,

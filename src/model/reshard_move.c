@@ -103,6 +103,54 @@ enum rf_code rs_move_add(struct rs *rs, struct rs_rank *rank, uint32_t holder,
     return RF_OK;
 }
 
+/* How many of the moves that follow `move`, which was just joined to `last`, can be, too: all that
+ * are left, or none that it would know of. */
+static uint64_t steps_join(struct reshard_move *last, const struct reshard_move *move,
+                           const struct rs_steps *steps, uint64_t left)
+{
+    if (last->read.count == 1) {
+        if (steps->read != move->read.bytes || steps->write != move->read.bytes)
+            return 0;
+        last->read.bytes += left * move->read.bytes;
+        return left;
+    }
+    if (steps->read != move->read.count * last->read.stride ||
+        steps->write != move->read.count * last->write_stride)
+        return 0;
+    last->read.count += left * move->read.count;
+    return left;
+}
+
+enum rf_code rs_moves_add(struct rs *rs, struct rs_rank *rank, uint32_t holder,
+                          const struct reshard_move *move, const struct rs_steps *steps,
+                          struct rf_error *err)
+{
+    struct reshard_move next = *move;
+    uint64_t bytes = move->read.bytes * move->read.count;
+    enum rf_code code = rs_move_add(rs, rank, holder, &next, err);
+
+    for (uint64_t i = 1; i < steps->count && code == RF_OK; i++) {
+        struct rs_list *list = list_of(rank, holder);
+        uint64_t before = list->count;
+
+        next.read.offset += steps->read;
+        next.write_offset += steps->write;
+        code = rs_move_add(rs, rank, holder, &next, err);
+        if (code == RF_OK && before > 0 && list->count == before) {
+            uint64_t joined =
+                steps_join(&list->moves[before - 1], &next, steps, steps->count - 1 - i);
+
+            i += joined;
+            next.read.offset += joined * steps->read;
+            next.write_offset += joined * steps->write;
+            list->read_bytes += joined * bytes;
+            if (rank->sharing)
+                rs->plan->holders[holder].read_bytes += joined * bytes;
+        }
+    }
+    return code;
+}
+
 /* ---- geometry ---- */
 
 /* Rows of equal bytes at equal distances on both sides; where they touch on both, they are one. */
@@ -127,7 +175,9 @@ static void template_record(struct rs_template *template, const struct rs_need *
     if (template->share_count++ >= RS_MAX_SHARES)
         return;
     struct rs_share *share = &template->shares[template->share_count - 1];
-    *share = (struct rs_share){.piece = *piece, .move = *move};
+    for (unsigned i = 0; i + 1 < template->share_count; i++)
+        template->apart = template->apart &&template->shares[i].holder != piece->holder;
+    *share = (struct rs_share){.holder = piece->holder, .cut = piece->cut, .move = *move};
     share->move.read.offset -= piece->at;
     share->move.write_offset -= need->at;
 }

@@ -42,6 +42,7 @@ static enum rf_code fill_add(struct rs_rank *rank, uint64_t offset, const struct
 
 /* ---- what was planned before ---- */
 
+/* What is whole follows from the rest. */
 static bool template_fits(const struct rs *rs, const struct rs_template *template,
                           const struct rs_need *need)
 {
@@ -49,7 +50,7 @@ static bool template_fits(const struct rs *rs, const struct rs_template *templat
 
     return template->used && template->class == rs->classes[need->source] &&
            as->start == need->start && as->count == need->count && as->axis == need->axis &&
-           as->whole == need->whole && as->dtype == need->dtype;
+           as->dtype == need->dtype;
 }
 
 /* The one that fits, or the one to be made anew: what a rank needs is of a few dozen kinds, some of
@@ -74,68 +75,109 @@ static struct rs_template *template_of(const struct rs *rs, struct rs_rank *rank
 static bool share_fits(const struct rs *rs, const struct rs_share *share, uint32_t source,
                        uint64_t *ret_at)
 {
-    const struct rs_holder *holder = &rs->holders[share->piece.holder];
-    struct rs_ref ref = holder->first[source];
+    const struct rs_holder *holder = &rs->holders[share->holder];
+    struct rs_place place = holder->places[source];
 
-    if (ref.tensor == MANIFEST_NONE || holder->extra_count > 0)
+    if (place.cut == RS_NOWHERE || holder->extra_count > 0)
         return false;
-    const struct tensor *tensor = &holder->rank->tensors[ref.tensor];
-    if (tensor->dtype != share->piece.dtype)
-        return false;
-    *ret_at = tensor->stream_offset;
-    if (ref.part == RS_WHOLE_TENSOR)
-        return share->piece.whole;
-    const struct part *part = &tensor->parts[ref.part];
-    *ret_at += part->offset;
-    return part->axis == share->piece.axis && part->start == share->piece.start &&
-           part->count == share->piece.count;
+    *ret_at = place.at;
+    return place.cut == share->cut ||
+           rs_cut_same(&holder->cuts[place.cut], &holder->cuts[share->cut]);
 }
 
-/* Plans a need as the one before; *ret_done: false if it is not like it. */
+/* How many parts from the first on (which the template fits) the template fits, too, at equal
+ * distances on both sides: a run of experts. */
+static uint32_t run_length(const struct rs *rs, const struct rs_template *template,
+                           const struct part *parts, uint32_t count,
+                           struct rs_steps steps[RS_MAX_SHARES])
+{
+    const struct part *first = parts;
+    uint32_t length = 1;
+
+    if (!template->apart)
+        return 1;
+    for (; length < count; length++) {
+        const struct part *part = &parts[length];
+
+        if (part->source == MANIFEST_NONE || part->axis != first->axis ||
+            part->start != first->start || part->count != first->count || part->bytes == 0)
+            break;
+        uint64_t write = part->offset - part[-1].offset;
+        unsigned alike = 0;
+        for (; alike < template->share_count; alike++) {
+            const struct rs_place *places = rs->holders[template->shares[alike].holder].places;
+            const struct rs_place *place = &places[part->source];
+            uint64_t read = place->at - places[part[-1].source].at;
+
+            /* Of the same cut: of the same class, too. */
+            if (place->cut != places[first->source].cut ||
+                (length > 1 && (read != steps[alike].read || write != steps[alike].write)))
+                break;
+            steps[alike].read = read;
+            steps[alike].write = write;
+        }
+        if (alike < template->share_count)
+            break;
+    }
+    return length;
+}
+
+/* Plans a need as one before, and those of the parts that follow it (part_count of them, its own
+ * the first) that go on in the same way; *ret_done: how many. */
 static enum rf_code template_take(struct rs *rs, struct rs_rank *rank,
                                   const struct rs_template *template, const struct rs_need *need,
-                                  bool *ret_done, struct rf_error *err)
+                                  const struct part *parts, uint32_t part_count, uint32_t *ret_done,
+                                  struct rf_error *err)
 {
     uint64_t at[RS_MAX_SHARES];
+    struct rs_steps steps[RS_MAX_SHARES] = {{.count = 0}};
     enum rf_code code = RF_OK;
 
-    *ret_done = false;
-    if (!template_fits(rs, template, need))
-        return RF_OK;
+    *ret_done = 0;
     if (template->shared) {
-        *ret_done = true;
+        *ret_done = 1;
         return share_later(rank, need, err);
     }
     for (unsigned i = 0; i < template->share_count; i++) {
         if (!share_fits(rs, &template->shares[i], need->source, &at[i]))
             return RF_OK;
     }
-    *ret_done = template->share_count > 0;
+    if (template->share_count == 0)
+        return RF_OK;
+    *ret_done = run_length(rs, template, parts, part_count, steps);
     rank->tensor = need->tensor;
     for (unsigned i = 0; i < template->share_count && code == RF_OK; i++) {
-        struct reshard_move move = template->shares[i].move;
+        const struct rs_share *share = &template->shares[i];
+        struct reshard_move move = share->move;
 
         move.read.offset += at[i];
         move.write_offset += need->at;
-        code = rs_move_add(rs, rank, template->shares[i].piece.holder, &move, err);
+        steps[i].count = *ret_done;
+        code = rs_moves_add(rs, rank, share->holder, &move, &steps[i], err);
     }
     return code;
 }
 
-static enum rf_code need_plan(struct rs *rs, struct rs_rank *rank, const struct rs_need *need,
+/* Plans a need and those of the parts that follow it which are like it; *ret_done: how many in
+ * all. part_count 1: of a tensor without parts. */
+static enum rf_code need_plan(struct rs *rs, struct rs_rank *rank, struct rs_need *need,
+                              const struct part *parts, uint32_t part_count, uint32_t *ret_done,
                               struct rf_error *err)
 {
     struct rs_template *template = template_of(rs, rank, need);
-    bool done = false;
-    enum rf_code code = template_take(rs, rank, template, need, &done, err);
+    enum rf_code code = RF_OK;
 
-    if (code != RF_OK || done)
+    *ret_done = 0;
+    if (template_fits(rs, template, need))
+        code = template_take(rs, rank, template, need, parts, part_count, ret_done, err);
+    if (code != RF_OK || *ret_done > 0)
         return code;
-    template->used = true;
-    template->need = *need;
-    template->class = rs->classes[need->source];
-    template->share_count = 0;
-    template->shared = rs_shared(rs, rank, need);
+    *ret_done = 1;
+    *template = (struct rs_template){.used = true,
+                                     .need = *need,
+                                     .class = rs->classes[need->source],
+                                     .apart = true,
+                                     .shared = rs_shared(rs, rank, need)};
     if (template->shared)
         return share_later(rank, need, err);
     rank->recording = template;
@@ -158,40 +200,47 @@ static enum rf_code tensor_opaque(const struct rs *rs, const struct rs_rank *ran
                    tensor->name);
 }
 
+/* Plans a part and those behind it that are like it; *ret_done: how many. */
+static enum rf_code part_plan(struct rs *rs, struct rs_rank *rank, const struct tensor *tensor,
+                              struct rs_need *need, uint32_t index, uint32_t *ret_done,
+                              struct rf_error *err)
+{
+    const struct part *part = &tensor->parts[index];
+
+    *ret_done = 1;
+    need->at = tensor->stream_offset + part->offset;
+    if (part->bytes == 0)
+        return RF_OK;
+    if (part->source == MANIFEST_NONE)
+        return fill_add(rank, need->at, part, err);
+    need->source = part->source;
+    need->axis = part->axis;
+    need->start = part->start;
+    need->count = part->count;
+    need->whole =
+        part->start == 0 && part->count == rs_length(rs_like(rs, part->source), part->axis);
+    return need_plan(rs, rank, need, part, tensor->part_count - index, ret_done, err);
+}
+
 static enum rf_code tensor_plan(struct rs *rs, struct rs_rank *rank, uint32_t index,
                                 struct rf_error *err)
 {
     const struct tensor *tensor = &rs->wanted->ranks[rank->index].tensors[index];
     struct rs_need need = {.tensor = index, .dtype = tensor->dtype};
     enum rf_code code = RF_OK;
+    uint32_t done = 0;
 
-    for (uint32_t i = 0; i < tensor->part_count && code == RF_OK; i++) {
-        const struct part *part = &tensor->parts[i];
-
-        need.at = tensor->stream_offset + part->offset;
-        if (part->bytes == 0)
-            continue;
-        if (part->source == MANIFEST_NONE) {
-            code = fill_add(rank, need.at, part, err);
-            continue;
-        }
-        need.source = part->source;
-        need.axis = part->axis;
-        need.start = part->start;
-        need.count = part->count;
-        need.whole =
-            part->start == 0 && part->count == rs_length(rs_like(rs, part->source), part->axis);
-        code = need_plan(rs, rank, &need, err);
-    }
+    for (uint32_t i = 0; i < tensor->part_count && code == RF_OK; i += done)
+        code = part_plan(rs, rank, tensor, &need, i, &done, err);
     if (code != RF_OK || tensor->part_count > 0)
         return code;
     if (!rs_whole_tensors(rs->wanted) ||
-        !strmap_find(rs->names, tensor->name, tensor->name_bytes, &need.source))
+        !rs_source_find(rs, tensor->name, tensor->name_bytes, &rank->cursor, &need.source))
         return tensor_opaque(rs, rank, tensor, err);
     need.at = tensor->stream_offset;
     need.whole = true;
     need.count = rs_length(&rs->sources[need.source], 0);
-    return need_plan(rs, rank, &need, err);
+    return need_plan(rs, rank, &need, NULL, 1, &done, err);
 }
 
 /* Whether a holder has this very rank, so that its whole stream is the one wanted. */

@@ -336,6 +336,102 @@ static void expert_parallel_ranks_are_made_of_tensor_parallel_ones(void **state)
     checkpoint_free(of);
 }
 
+/* ---- stacks that no plan makes ---- */
+
+enum { STACK = 8, STACK_BYTES = 8 };
+
+/* What one rank has of each source: `count` bytes from start on, in this order. */
+struct stack_rank {
+    uint64_t start[STACK];
+    uint64_t count;
+};
+
+static struct checkpoint *stack_checkpoint(void)
+{
+    struct checkpoint *of = checkpoint_new("{}");
+    char name[8];
+
+    for (unsigned i = 0; i < STACK; i++) {
+        snprintf(name, sizeof name, "e%u", i);
+        checkpoint_add(of, name, RF_DTYPE_U8, 1, (uint64_t[]){STACK_BYTES});
+    }
+    return of;
+}
+
+static struct manifest *stacked(const struct checkpoint *of, const uint32_t order[STACK],
+                                const struct stack_rank *ranks, uint32_t rank_count)
+{
+    struct manifest_builder *builder = checkpoint_builder(of, "checkpoint");
+    struct manifest *manifest = NULL;
+
+    for (uint32_t tp = 0; tp < rank_count; tp++) {
+        const struct rank_id id = {
+            .tp = tp, .tp_size = rank_count, .pp_size = 1, .ep_size = 1, .dp_size = 1};
+        const uint64_t shape[] = {STACK, ranks[tp].count};
+        struct part parts[STACK];
+
+        for (unsigned i = 0; i < STACK; i++)
+            parts[i] = (struct part){
+                .source = order[i], .start = ranks[tp].start[i], .count = ranks[tp].count};
+        const struct tensor tensor = {.name = "all",
+                                      .dtype = RF_DTYPE_U8,
+                                      .ndim = 2,
+                                      .shape = shape,
+                                      .file = MANIFEST_NONE,
+                                      .parts = parts,
+                                      .part_count = STACK};
+        assert_int_equal(manifest_add_rank(builder, &id, NULL), RF_OK);
+        assert_int_equal(manifest_add_tensor(builder, &tensor, NULL, NULL), RF_OK);
+    }
+    assert_int_equal(manifest_build(builder, &manifest, NULL), RF_OK);
+    return manifest;
+}
+
+static const uint32_t in_order[STACK] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+static void a_stack_in_another_order_is_resharded(void **state)
+{
+    (void)state;
+    static const uint32_t other[STACK] = {0, 1, 2, 6, 3, 4, 7, 5};
+    static const struct stack_rank halves[] = {
+        {{0}, 4},
+        {{4, 4, 4, 4, 4, 4, 4, 4}, 4},
+    };
+    static const struct stack_rank whole[] = {{{0}, STACK_BYTES}};
+    struct checkpoint *of = stack_checkpoint();
+    struct manifest *seed = stacked(of, other, halves, 2);
+    struct manifest *wanted = stacked(of, in_order, whole, 1);
+    const struct manifest *const a[] = {seed};
+    const struct manifest *const b[] = {wanted};
+
+    check_reshard(of, a, 1, wanted);
+    check_reshard(of, b, 1, seed);
+    manifest_unref(seed);
+    manifest_unref(wanted);
+    checkpoint_free(of);
+}
+
+/* All have the same sources at the same places, and are not cut in the same way. */
+static void ranks_whose_slices_differ_in_a_stack_are_told_apart(void **state)
+{
+    (void)state;
+    static const struct stack_rank mixed[] = {
+        {{0}, 4},
+        {{4, 0, 4, 0, 4, 0, 4, 0}, 4},
+        {{0, 4, 0, 4, 0, 4, 0, 4}, 4},
+    };
+    static const struct stack_rank whole[] = {{{0}, STACK_BYTES}};
+    struct checkpoint *of = stack_checkpoint();
+    struct manifest *seed = stacked(of, in_order, mixed, 3);
+    struct manifest *wanted = stacked(of, in_order, whole, 1);
+    const struct manifest *const a[] = {seed};
+
+    check_reshard(of, a, 1, wanted);
+    manifest_unref(seed);
+    manifest_unref(wanted);
+    checkpoint_free(of);
+}
+
 /* ---- what a plan looks like ---- */
 
 static void the_same_ranks_are_whole_streams(void **state)
@@ -613,6 +709,8 @@ int main(void)
         cmocka_unit_test(random_plans_give_the_whole_checkpoint_back),
         cmocka_unit_test(families_are_resharded_between_all_sizes),
         cmocka_unit_test(expert_parallel_ranks_are_made_of_tensor_parallel_ones),
+        cmocka_unit_test(a_stack_in_another_order_is_resharded),
+        cmocka_unit_test(ranks_whose_slices_differ_in_a_stack_are_told_apart),
         cmocka_unit_test(the_same_ranks_are_whole_streams),
         cmocka_unit_test(whole_tensors_that_follow_each_other_are_one_move),
         cmocka_unit_test(replicated_tensors_are_read_from_idle_ranks),
