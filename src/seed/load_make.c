@@ -269,11 +269,25 @@ static enum rf_code make_buffered(const struct make_run *run, const struct make_
 
 /* ---- tasks ---- */
 
+/* Threads take items one after the other. Each is led through a part of the tasks of its own: those
+ * that follow each other fill memory side by side, and two threads that ask for the same huge page
+ * get small ones first, whose content the kernel copies then. */
+static uint64_t task_of_item(const struct make_run *run, uint64_t item)
+{
+    uint64_t parts = run->job->threads > 0 ? run->job->threads : 1;
+    uint64_t each = run->count / parts;
+    uint64_t longer = run->count % parts; /* the first so many have one more */
+    bool is_last = item >= each * parts;
+    uint64_t part = is_last ? item - each * parts : item % parts;
+
+    return part * each + (part < longer ? part : longer) + (is_last ? each : item / parts);
+}
+
 static enum rf_code make_item(void *ctx, uint64_t item, struct rf_error *err)
 {
     const struct make_run *run = ctx;
     const struct load_make_job *job = run->job;
-    const struct make_task *task = &run->tasks[item];
+    const struct make_task *task = &run->tasks[task_of_item(run, item)];
     uint64_t bytes = 0;
 
     /* Memory is asked for where it is filled next, and not all of it first: what the kernel has
