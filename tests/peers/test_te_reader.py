@@ -135,6 +135,20 @@ class Sglang(Case):
                     self.assertEqual(found.keys(), wanted.keys())
                     self.assertEqual([name for name, data in wanted.items() if found[name] != data], [])
 
+    def test_the_checkpoint_comes_back_from_two_ranks_of_sglang(self) -> None:
+        import sglang_models
+
+        for family in ("qwen3", "moonlight"):
+            model = self.shared / family
+            sglang_models.FAMILIES[family]().write(model)
+            first, second = self.sglang(self.theirs), self.sglang(self.theirs)
+            held = first.ask("seed", host=self.theirs.address, folder=str(model), rank=0, size=2)
+            second.ask("seed", host=self.theirs.address, folder=str(model), rank=1, size=2, head="127.0.0.1",
+                       head_port=held["bootstrap"])  # fmt: skip
+            with self.subTest(family=family):
+                self.assert_forks(held["url"], model, "--model-path", str(model))
+                Path(self.path("copy")).rename(self.path(family))
+
     def test_seeds_that_cannot_be_read(self) -> None:
         model = str(rfork_program.model("minilm"))
         process = self.sglang(self.theirs)
