@@ -117,8 +117,8 @@ enum rf_code sglang_folder_open(const char *path, const struct weight_map *maps,
         code = find_layout(&search, err);
         if (code == RF_E_MISMATCH)
             rf_error_wrap(err, code,
-                          "the seed's tensors are not what %.100s makes (leave the folder out to "
-                          "take them as they are)",
+                          "the seed's tensors are not what %.100s makes (leave it out to take "
+                          "them as they are)",
                           path);
     }
     if (code != RF_OK) {

@@ -10,7 +10,8 @@
 
 enum {
     SGLANG_SHOWN_DIFFERENCES = 4,
-    SGLANG_SHOWN_NAME = 100, /* bytes of a name in a line of several */
+    SGLANG_SHOWN_BYTES = 260, /* of these, in a line that says more */
+    SGLANG_SHOWN_NAME = 100,  /* bytes of a name in a line of several */
 };
 
 /* ---- from the map alone ---- */
@@ -159,7 +160,23 @@ enum rf_code sglang_manifest_make(const struct sglang_facts *facts, const struct
 struct check {
     struct buf text;
     uint64_t differences;
+    uint64_t shown;
 };
+
+/* The first few, while there is room for whole ones. */
+static void show(struct check *check, uint32_t rank, const char *name, const char *words)
+{
+    char line[SGLANG_SHOWN_BYTES + 1];
+
+    if (check->shown >= SGLANG_SHOWN_DIFFERENCES || check->shown + 1 < check->differences)
+        return;
+    int bytes = snprintf(line, sizeof(line), "%srank %" PRIu32 ", %.*s: %s",
+                         check->shown > 0 ? "; " : "", rank, SGLANG_SHOWN_NAME, name, words);
+    if (bytes < 0 || check->text.bytes + (size_t)bytes > SGLANG_SHOWN_BYTES)
+        return;
+    buf_printf(&check->text, "%s", line);
+    check->shown++;
+}
 
 static void differ(struct check *check, uint32_t rank, const char *name, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
@@ -169,14 +186,11 @@ static void differ(struct check *check, uint32_t rank, const char *name, const c
     char words[160];
     va_list args;
 
-    check->differences++;
-    if (check->differences > SGLANG_SHOWN_DIFFERENCES)
-        return;
     va_start(args, fmt);
     vsnprintf(words, sizeof(words), fmt, args);
     va_end(args);
-    buf_printf(&check->text, "%srank %" PRIu32 ", %.*s: %s", check->differences > 1 ? "; " : "",
-               rank, SGLANG_SHOWN_NAME, name, words);
+    check->differences++;
+    show(check, rank, name, words);
 }
 
 /* Elements as the engine counts them: packed ones lie in whole bytes there. */
@@ -242,10 +256,10 @@ enum rf_code sglang_manifest_check(const struct manifest *manifest, const struct
         *ret_differences = check.differences;
     if (check.differences == 0)
         return RF_OK;
-    return rf_fail(err, RF_E_MISMATCH, "%" PRIu64 " difference%s: %.400s%s", check.differences,
+    return rf_fail(err, RF_E_MISMATCH, "%" PRIu64 " difference%s: %s%s", check.differences,
                    check.differences == 1 ? "" : "s",
                    text.data != NULL && !text.failed ? (const char *)text.data : "?",
-                   check.differences > SGLANG_SHOWN_DIFFERENCES ? "; ..." : "");
+                   check.differences > check.shown ? "; ..." : "");
 }
 
 /* ---- where the bytes are ---- */

@@ -233,6 +233,12 @@ class WithFolder(Foreign):
         self.assertIn("rank 1, model.norm.weight: not published by the seed", done.stderr)
         self.assertIn("rank 1, model.extra: not in the files", done.stderr)
 
+    def test_a_way_out_is_said_however_much_differs(self):
+        server = self.foreign(*self.ranks_of(self.llama(), 2)[:1])
+        folder = util.write_model(self.folder / ("long-" * 12), util.random_tensors())
+        self.refused(util.MISMATCH, r"are not what .* makes \(leave it out to take them as they are\): .*differences: .*; \.\.\.$",
+                     "fork", server.url, "--model-path", folder)
+
     def test_a_folder_that_is_not_there(self):
         server = self.foreign(util.random_tensors())
         self.refused(util.SYS, "nowhere", "fork", server.url, "--model-path", self.path("nowhere"))

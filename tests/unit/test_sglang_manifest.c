@@ -174,6 +174,33 @@ static void differences_are_named_both_ways(void **state)
     weight_map_free(&seed);
 }
 
+/* Whatever is in front of it, a line has room for what is said of them. */
+static void of_many_differences_whole_ones_are_named(void **state)
+{
+    const struct sglang_facts facts = {.model = "m"};
+    struct buf many = {0};
+    struct weight_map files = map_of(INFO("0", "\"w\":[4096,8,2]"));
+    struct manifest *manifest = make(&facts, &files, 1);
+    struct rf_error err;
+
+    (void)state;
+    buf_printf(&many, "{\"rank\":0,\"remote_instance_transfer_engine_info\":[\"h:1\",{");
+    for (unsigned i = 0; i < 10; i++)
+        buf_printf(&many, "\"model.layers.%u.%080u\":[4096,8,2],", i, 0);
+    buf_printf(&many, "\"w\":[4096,8,2]}]}");
+    buf_append(&many, "", 1);
+    struct weight_map seed = map_of((const char *)many.data);
+    assert_int_equal(sglang_manifest_check(manifest, &seed, 1, NULL, &err), RF_E_MISMATCH);
+    assert_true(strlen(err.text) < 300);
+    assert_non_null(strstr(err.text, "10 differences: rank 0, model.layers.0."));
+    assert_string_equal(err.text + strlen(err.text) - strlen("0: not in the files; ..."),
+                        "0: not in the files; ...");
+    manifest_unref(manifest);
+    weight_map_free(&files);
+    weight_map_free(&seed);
+    buf_free(&many);
+}
+
 /* ---- places ---- */
 
 static void streams_are_placed_in_registered_memory(void **state)
@@ -243,6 +270,7 @@ int main(void)
         cmocka_unit_test(every_rank_is_a_tp_rank),
         cmocka_unit_test(a_map_without_tensors_is_refused),
         cmocka_unit_test(differences_are_named_both_ways),
+        cmocka_unit_test(of_many_differences_whole_ones_are_named),
         cmocka_unit_test(streams_are_placed_in_registered_memory),
         cmocka_unit_test(unregistered_tensors_are_refused),
         cmocka_unit_test(what_no_manifest_can_have_is_the_seeds_fault),
