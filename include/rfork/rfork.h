@@ -115,12 +115,13 @@ typedef void (*rf_progress_fn)(void *ctx, uint64_t done_bytes, uint64_t total_by
 
 /* Zero-initialise for the defaults. Strings are copied. */
 struct rf_fork_options {
-    const char *transport;  /* "auto" (also NULL), "map", "tcp" */
+    const char *transport;  /* "auto" (also NULL), "map", "tcp", "te" */
     uint32_t connections;   /* 0: chosen */
     bool no_verify;         /* trust the path: do not compare digests */
     uint64_t timeout_ms;    /* of connecting and of silence; 0: 10 s */
     uint64_t wait_ready_ms; /* how long to wait for a seed that is still loading; 0: not at all */
-    uint32_t rank;          /* which of the seed's ranks; with tp_size or layout: which new one */
+    uint32_t rank;          /* which of the seed's ranks, over te also of its other nodes'; with
+                             * tp_size or layout: which new one */
     uint32_t tp_size;       /* tensor-parallel size of this instance; 0: the seed's */
     const char *layout;     /* "checkpoint", "sglang"; NULL: the seed's */
 };

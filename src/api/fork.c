@@ -53,7 +53,6 @@ static enum rf_code fork_create(const struct rf_fork_options *options, struct rf
     atomic_init(&fork->cancel, false);
     fork->transport = strdup(options->transport != NULL ? options->transport : "auto");
     fork->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    fork->rank_index = options->rank;
     fork->options = (struct remote_options){
         .transport = fork->transport,
         .connections = options->connections,
@@ -113,6 +112,20 @@ static enum rf_code fork_shape(struct rf_fork *fork, const struct rf_fork_option
     return remote_reshard_plan(&fork->remote, 1, &shape, &fork->reshard, err);
 }
 
+static enum rf_code fork_ask(struct rf_fork *fork, const char *url,
+                             const struct rf_fork_options *options, struct rf_error *err)
+{
+    enum rf_code code =
+        remote_open(url, &fork->options, options->wait_ready_ms, &fork->remote, err);
+
+    fork->rank_index = options->rank;
+    if (code == RF_OK)
+        code = fork_shape(fork, options, err);
+    if (code == RF_OK)
+        code = fork_prepare(fork, err);
+    return code;
+}
+
 enum rf_code rf_fork_open(const char *url, const struct rf_fork_options *options,
                           struct rf_fork **ret_fork, struct rf_error *err)
 {
@@ -121,11 +134,13 @@ enum rf_code rf_fork_open(const char *url, const struct rf_fork_options *options
 
     if (code != RF_OK)
         return code;
-    code = remote_open(url, &fork->options, options->wait_ready_ms, &fork->remote, err);
-    if (code == RF_OK)
-        code = fork_shape(fork, options, err);
-    if (code == RF_OK)
-        code = fork_prepare(fork, err);
+    code = fork_ask(fork, url, options, err);
+    if (code == RF_E_MISMATCH && fork->remote != NULL && remote_others_may_have(fork->remote)) {
+        remote_close(fork->remote);
+        fork->remote = NULL;
+        fork->options.seed_api = REMOTE_API_SGLANG;
+        code = fork_ask(fork, url, options, err);
+    }
     if (code != RF_OK) {
         rf_fork_close(fork);
         return code;

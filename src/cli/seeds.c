@@ -66,18 +66,6 @@ static enum rf_code open_all(char *const *urls, unsigned count, uint64_t wait_re
     return code;
 }
 
-/* Whether what is missing may be on other nodes of the one seed. It answers for them, as for its
- * own ranks, in SGLang's way. */
-static bool others_may_have_it(const struct seeds *seeds, const struct transfer_options *transfer)
-{
-    if (seeds->count != 1 || seeds->options.seed_api != REMOTE_API_AUTO ||
-        strcmp(transfer->transport, "te") != 0)
-        return false;
-    const struct manifest *manifest = remote_manifest(seeds->remotes[0]);
-    return remote_has_digests(seeds->remotes[0]) && manifest->rank_count > 0 &&
-           manifest->rank_count < manifest->ranks[0].id.tp_size;
-}
-
 enum rf_code seeds_open(char *const *urls, unsigned count, const struct transfer_options *transfer,
                         const struct shard_options *shard, struct seeds *ret_seeds,
                         struct rf_error *err)
@@ -90,7 +78,7 @@ enum rf_code seeds_open(char *const *urls, unsigned count, const struct transfer
         return rf_fail(err, RF_E_INVAL, "%u seeds: at most %d can be forked from at once", count,
                        REMOTE_MAX_SEEDS);
     enum rf_code code = open_all(urls, count, transfer->wait_ready_ms, shard, seeds, err);
-    if (code == RF_E_MISMATCH && others_may_have_it(seeds, transfer)) {
+    if (code == RF_E_MISMATCH && seeds->count == 1 && remote_others_may_have(seeds->remotes[0])) {
         log_info("ranks are missing: asking for those of other nodes", "url=%s", urls[0]);
         seeds_close(seeds);
         seeds->options.seed_api = REMOTE_API_SGLANG;

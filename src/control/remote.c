@@ -236,6 +236,16 @@ bool remote_has_digests(const struct remote *remote)
     return remote->sglang == NULL;
 }
 
+bool remote_others_may_have(const struct remote *remote)
+{
+    const struct remote_options *options = remote->options;
+    const struct manifest *manifest = remote->manifest;
+
+    return remote_has_digests(remote) && options->seed_api == REMOTE_API_AUTO &&
+           options->transport != NULL && strcmp(options->transport, "te") == 0 &&
+           manifest->rank_count > 0 && manifest->rank_count < manifest->ranks[0].id.tp_size;
+}
+
 void remote_peer(const struct remote *remote, uint32_t rank, struct remote_peer *ret_peer)
 {
     struct remote_peer peer = {.choice = &remote->choice,

@@ -49,6 +49,10 @@ const struct transport_choice *remote_choice(const struct remote *remote);
 struct client *remote_client(const struct remote *remote);
 /* false: the seed is not one of ours, and says no digests. */
 bool remote_has_digests(const struct remote *remote);
+/* Whether what this seed has not may be on other nodes: it is one of ours with a part of the ranks,
+ * and te is wanted. The first of several nodes answers for the others, as for itself, in SGLang's
+ * way: to be opened again with REMOTE_API_SGLANG. */
+bool remote_others_may_have(const struct remote *remote);
 /* Who is connected to for a rank, and what for; choice, token and directory live as long as the
  * remote. */
 struct remote_peer {

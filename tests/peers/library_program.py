@@ -4,6 +4,7 @@ Commands as in mooncake_program.py. The library is the one in $RFORK_BUILD.
 """
 
 import ctypes
+import hashlib
 import os
 import time
 
@@ -28,6 +29,13 @@ class Stats(ctypes.Structure):
         ("chunks_retried", ctypes.c_uint64), ("connections", ctypes.c_uint32), ("seconds", ctypes.c_double),
         ("verified", ctypes.c_bool), ("transport", ctypes.c_char * 64), ("reason", ctypes.c_char * 1024),
         ("root_digest", ctypes.c_char * 96), ("later", ctypes.c_char * 256),
+    ]  # fmt: skip
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p), ("dtype", ctypes.c_int), ("ndim", ctypes.c_uint32), ("shape", ctypes.c_void_p),
+        ("later", ctypes.c_char * 256),
     ]  # fmt: skip
 
 
@@ -71,6 +79,26 @@ class Program:
                 "cpu_seconds": time.process_time() - cpu, "verified": stats.verified,
                 "transport": stats.transport.decode(), "connections": stats.connections,
                 "different": wrong}  # fmt: skip
+
+
+    def do_rank(self, url: str, transport: str, rank: int) -> dict:
+        """Takes a rank as the seed has it; answers a digest of each tensor."""
+        fork, tensor, size = ctypes.c_void_p(), Tensor(), ctypes.c_uint64()
+        options = Options(transport=transport.encode(), rank=rank)
+        self.call("rf_fork_open", url.encode(), ctypes.byref(options), ctypes.byref(fork))
+        self.library.rf_fork_tensor_count.restype = ctypes.c_uint64
+        memory = {}
+        for i in range(self.library.rf_fork_tensor_count(fork)):
+            self.call("rf_fork_tensor", fork, ctypes.c_uint64(i), ctypes.byref(tensor), ctypes.byref(size))
+            memory[tensor.name] = mooncake_program.Memory(size.value)
+            self.call("rf_fork_bind", fork, tensor.name, memory[tensor.name].address, size.value)
+        self.call("rf_fork_run", fork, None, None)
+        self.library.rf_fork_close(fork)
+        return {
+            "digests": {
+                name.decode(): hashlib.sha256(piece.view[: piece.size]).hexdigest() for name, piece in memory.items()
+            }
+        }
 
 
 if __name__ == "__main__":

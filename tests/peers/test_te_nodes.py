@@ -6,6 +6,7 @@ document, or by SGLang's bootstrap server; one of the nodes may also be SGLang's
 ctest: timeout=600
 """
 
+import hashlib
 import json
 import unittest
 from pathlib import Path
@@ -67,6 +68,24 @@ class Nodes(te_peer.Case):
         self.assertEqual({session.rpartition(":")[0] for session in sessions}, {head.address, second.address})
         self.assertEqual(self.ask(head, TP)[0], 400)
         self.assert_ranks_load(head, [0, 7, 8, 15])
+
+    def test_the_library_takes_ranks_of_both_from_the_first(self) -> None:
+        head, second = self.ours, self.theirs.network.host("other")
+        for process in [self.node(head, 0, head), self.node(second, 1, head)]:
+            process.wait_for(r"^rfork: ready ", 60, "stdout")
+        library = te_peer.Program(self.theirs, te_peer.HERE / "library_program.py", self.folder, te_peer.NEWEST, {})
+        self.addCleanup(library.close)
+        for rank, (host, there) in {3: (head, 3), 8: (second, 0), 15: (second, 7)}.items():
+            with self.subTest(rank=rank):
+                report = library.ask("rank", url=f"http://{head.address}:{PORT}", transport="te", rank=rank)
+                self.assertEqual(len(report["digests"]), 38)
+                for name, digest in report["digests"].items():
+                    with host.inside():
+                        url = f"http://{host.address}:{PORT}"
+                        status, _, body = te_peer.util.http_get(url, f"/v1/tensors/{name}?rank={there}")
+                    self.assertEqual((status, hashlib.sha256(body).hexdigest()), (200, digest), name)
+        with self.assertRaisesRegex(te_peer.PeerError, "rank 16: .* has 16 of them"):
+            library.ask("rank", url=f"http://{head.address}:{PORT}", transport="te", rank=TP)
 
     def test_by_the_zeromq_service_of_the_seed_document(self) -> None:
         hosts = {"0": self.ours.address, "1": f"10.213.{len(self.theirs.network.hosts) + 1}.1"}
