@@ -6,6 +6,7 @@ is ignored; each wrong value ends with a line that names it.
 import json
 import re
 import shlex
+import socket
 import unittest
 from pathlib import Path
 
@@ -322,6 +323,18 @@ class Fallback(Case):
             self.skipTest(f"this build has no transport te: {done.stderr.splitlines()[0]}")
         where = self.where(f"http://127.0.0.1:{util.free_port()}")
         self.serve("--load-format", "remote_instance", *where, BACKEND, "transfer_engine", code=util.UNREACHABLE, says="127.0.0.1")
+
+    def test_a_seed_at_an_address_of_ipv6(self):
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError as error:
+            self.skipTest(f"no IPv6 here: {error}")
+        with self.seed("--model-path", self.model(), "--host", "::1", START_SEED, "--engine-info-bootstrap-port",
+                       util.free_port()) as seed:
+            port = seed.url.rsplit(":", 1)[1]
+            for ip in ("::1", "[::1]"):
+                with self.seed("--load-format", "remote_instance", IP, ip, PORT, port, BACKEND, "transfer_engine") as fork:
+                    self.assertEqual((fork.fields["source"], fork.fields["transport"]), (f"http://[::1]:{port}", "te"))
 
     def test_a_transport_that_is_given_counts(self):
         with self.seed("--model-path", self.model()) as seed:
