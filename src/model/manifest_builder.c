@@ -363,7 +363,6 @@ static enum rf_code build(struct manifest_builder *builder, struct rf_error *err
 {
     struct manifest *manifest = builder->manifest;
     size_t file_bytes = manifest->file_count * sizeof *manifest->files;
-    BUF_AUTO struct buf encoded = {0};
 
     manifest->files = arena_alloc(&manifest->arena, file_bytes);
     manifest->ranks = arena_alloc(&manifest->arena, builder->rank_count * sizeof *manifest->ranks);
@@ -382,11 +381,7 @@ static enum rf_code build(struct manifest_builder *builder, struct rf_error *err
     }
     manifest->rank_count = builder->rank_count;
     code = manifest_settle(manifest, RF_E_INVAL, err);
-    if (code == RF_OK)
-        code = manifest_encode(manifest, &encoded, err);
-    if (code == RF_OK)
-        manifest_set_id(manifest, encoded.data, encoded.bytes);
-    return code;
+    return code == RF_OK ? manifest_make_id(manifest, err) : code;
 }
 
 enum rf_code manifest_build(struct manifest_builder *builder, struct manifest **ret_manifest,

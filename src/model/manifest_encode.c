@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <stdlib.h>
 
 void manifest_set_id(struct manifest *manifest, const uint8_t *data, size_t bytes)
 {
@@ -79,11 +80,12 @@ void tensor_facts_set(struct wire_out *out, const struct tensor *tensor)
         parts_set(out, tensor);
 }
 
-static uint64_t encoded_bytes(const struct manifest *manifest)
+/* All before the ranks. */
+static uint64_t head_bytes(const struct manifest *manifest)
 {
     uint64_t bytes = IDENTITY_FIXED_BYTES + strlen(manifest->model) +
                      strlen(manifest->architecture) + strlen(manifest->quantisation) +
-                     strlen(manifest->layout) + MANIFEST_CHECK_BYTES;
+                     strlen(manifest->layout);
 
     for (uint32_t i = 0; i < manifest->file_count; i++)
         bytes +=
@@ -91,15 +93,40 @@ static uint64_t encoded_bytes(const struct manifest *manifest)
     for (uint32_t i = 0; i < manifest->source_count; i++)
         bytes += source_facts_bytes(&manifest->sources[i]) + SOURCE_PLACE_BYTES +
                  (manifest->sources[i].file != MANIFEST_NONE ? 8 : 0);
-    for (uint32_t i = 0; i < manifest->rank_count; i++) {
-        const struct manifest_rank *rank = &manifest->ranks[i];
-
-        bytes += RANK_FIXED_BYTES;
-        for (uint32_t j = 0; j < rank->tensor_count; j++)
-            bytes += tensor_facts_bytes(&rank->tensors[j]) + TENSOR_PLACE_BYTES +
-                     (rank->tensors[j].file != MANIFEST_NONE ? 8 : 0);
-    }
     return bytes;
+}
+
+static uint64_t rank_bytes(const struct manifest_rank *rank)
+{
+    uint64_t bytes = RANK_FIXED_BYTES;
+
+    for (uint32_t i = 0; i < rank->tensor_count; i++)
+        bytes += tensor_facts_bytes(&rank->tensors[i]) + TENSOR_PLACE_BYTES +
+                 (rank->tensors[i].file != MANIFEST_NONE ? 8 : 0);
+    return bytes;
+}
+
+/* *ret_most: of the head or a rank. */
+static enum rf_code bytes_of(const struct manifest *manifest, uint64_t *ret_bytes,
+                             uint64_t *ret_most, struct rf_error *err)
+{
+    uint64_t most = head_bytes(manifest);
+    uint64_t bytes = most + MANIFEST_CHECK_BYTES;
+
+    for (uint32_t i = 0; i < manifest->rank_count; i++) {
+        uint64_t more = rank_bytes(&manifest->ranks[i]);
+
+        bytes += more;
+        if (more > most)
+            most = more;
+    }
+    if (bytes > MANIFEST_MAX_BYTES)
+        return rf_fail(err, RF_E_INVAL,
+                       "manifest: %" PRIu64 " bytes in binary form, allowed are %d", bytes,
+                       MANIFEST_MAX_BYTES);
+    *ret_bytes = bytes;
+    *ret_most = most;
+    return RF_OK;
 }
 
 static void text_set(struct wire_out *out, const char *text)
@@ -166,25 +193,30 @@ static void rank_set(struct wire_out *out, const struct manifest_rank *rank)
     }
 }
 
+static void head_set(struct wire_out *out, const struct manifest *manifest)
+{
+    identity_set(out, manifest);
+    for (uint32_t i = 0; i < manifest->file_count; i++)
+        file_set(out, manifest, &manifest->files[i]);
+    for (uint32_t i = 0; i < manifest->source_count; i++)
+        source_set(out, &manifest->sources[i]);
+}
+
 enum rf_code manifest_encode(const struct manifest *manifest, struct buf *out, struct rf_error *err)
 {
-    uint64_t bytes = encoded_bytes(manifest);
+    uint64_t bytes = 0;
+    uint64_t most = 0;
     uint8_t check[HASH_MAX_BYTES];
+    enum rf_code code = bytes_of(manifest, &bytes, &most, err);
 
-    if (bytes > MANIFEST_MAX_BYTES)
-        return rf_fail(err, RF_E_INVAL,
-                       "manifest: %" PRIu64 " bytes in binary form, allowed are %d", bytes,
-                       MANIFEST_MAX_BYTES);
+    if (code != RF_OK)
+        return code;
     uint8_t *begin = buf_reserve(out, bytes);
     if (begin == NULL)
         return rf_fail(err, RF_E_NOMEM, "manifest: no memory for its %" PRIu64 " bytes", bytes);
 
     struct wire_out at = {.at = begin};
-    identity_set(&at, manifest);
-    for (uint32_t i = 0; i < manifest->file_count; i++)
-        file_set(&at, manifest, &manifest->files[i]);
-    for (uint32_t i = 0; i < manifest->source_count; i++)
-        source_set(&at, &manifest->sources[i]);
+    head_set(&at, manifest);
     for (uint32_t i = 0; i < manifest->rank_count; i++)
         rank_set(&at, &manifest->ranks[i]);
     hash_once(HASH_XXH3_128, begin, (size_t)(at.at - begin), check);
@@ -192,4 +224,34 @@ enum rf_code manifest_encode(const struct manifest *manifest, struct buf *out, s
     assert(at.at == begin + bytes);
     out->bytes += bytes;
     return RF_OK;
+}
+
+enum rf_code manifest_make_id(struct manifest *manifest, struct rf_error *err)
+{
+    uint64_t bytes = 0;
+    uint64_t most = 0;
+    enum rf_code code = bytes_of(manifest, &bytes, &most, err);
+
+    if (code != RF_OK)
+        return code;
+    uint8_t *piece = malloc(most);
+    struct hash_state *state = hash_state_create(manifest->algorithm);
+    if (piece != NULL && state != NULL) {
+        struct wire_out head = {.at = piece};
+
+        head_set(&head, manifest);
+        hash_update(state, piece, (size_t)(head.at - piece));
+        for (uint32_t i = 0; i < manifest->rank_count; i++) {
+            struct wire_out rank = {.at = piece};
+
+            rank_set(&rank, &manifest->ranks[i]);
+            hash_update(state, piece, (size_t)(rank.at - piece));
+        }
+        hash_final(state, manifest->id);
+    } else {
+        code = rf_fail(err, RF_E_NOMEM, "manifest: no memory for its %" PRIu64 " bytes", bytes);
+    }
+    hash_state_destroy(state);
+    free(piece);
+    return code;
 }

@@ -51,6 +51,9 @@ enum rf_code manifest_settle(struct manifest *manifest, enum rf_code code, struc
 
 /* id over the encoded bytes, with or without their check at the end. */
 void manifest_set_id(struct manifest *manifest, const uint8_t *data, size_t bytes);
+/* The same id, of what manifest_encode() would make, which is never there as a whole. RF_E_INVAL: it
+ * would be too large; RF_E_NOMEM. */
+enum rf_code manifest_make_id(struct manifest *manifest, struct rf_error *err);
 
 /* The id's fields in the order of the struct. */
 void rank_id_words(const struct rank_id *id, uint32_t ret_words[RANK_ID_WORDS]);
