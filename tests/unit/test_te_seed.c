@@ -760,6 +760,27 @@ static void beyond_the_limit_readers_wait(void **state)
     world_stop(&world);
 }
 
+static void who_says_nothing_makes_room_when_there_is_none(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_start_with(&world,
+                     &(struct transport_seed_options){.host = "127.0.0.1", .max_connections = 2});
+    int talker = dial(&world.data);
+    read_one(&world, talker, 2, 0, 0, 1000);
+    int silent = dial(&world.data);
+    /* It does not wait as long as one that is silent may be while there is room. */
+    int late = plain_socket(WAIT_MS / 2);
+    assert_int_equal(connect(late, &world.data.any, world.data.bytes), 0);
+    read_one(&world, late, 2, 0, 1, 1000);
+    hear_end(silent);
+    read_one(&world, talker, 2, 0, 2, 1000);
+    close(late);
+    close(talker);
+    world_stop(&world);
+}
+
 static void a_chosen_port_is_the_handshakes_and_the_next_the_datas(void **state)
 {
     struct te_descriptor descriptor;
@@ -884,6 +905,7 @@ int main(void)
         cmocka_unit_test(hashed_reads_have_the_digest_of_their_ranges),
         cmocka_unit_test(digests_of_other_ranges_than_were_read_are_refused),
         cmocka_unit_test(beyond_the_limit_readers_wait),
+        cmocka_unit_test(who_says_nothing_makes_room_when_there_is_none),
         cmocka_unit_test(a_chosen_port_is_the_handshakes_and_the_next_the_datas),
         cmocka_unit_test(draining_ends_idle_connections_and_cuts_stalled_ones),
         cmocka_unit_test(stopping_waits_for_nobody),

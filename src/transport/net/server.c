@@ -38,6 +38,7 @@ struct peer {
     int fd;
     uint32_t events;      /* as the epoll set has them */
     uint64_t deadline_ns; /* of the hello, of being idle, of the farewell */
+    uint64_t silent_ns;   /* since when it has said nothing at all; 0: it has */
     bool farewell;        /* all is said, the peer is given time to read it */
 };
 
@@ -372,6 +373,8 @@ static void peer_turn(struct worker *worker, struct peer *peer, uint32_t events)
         peer_close(worker, peer);
         return;
     }
+    if (sent > 0 || reads_asked != reads_before)
+        peer->silent_ns = 0;
     if (protocol_of(peer)->is_finished(peer->conn) && !peer->farewell)
         say_farewell(peer);
     else if (sent > 0 || reads_asked != reads_before)
@@ -464,6 +467,7 @@ static void accept_one(struct net_server *server, struct door *door, int fd)
      * places that readers need. */
     bool crowded = atomic_load_explicit(&door->connections, memory_order_relaxed) > listener->crowd;
     peer->deadline_ns = clock_deadline_ns(crowded ? listener->crowded_ms : listener->hello_ms);
+    peer->silent_ns = clock_now_ns();
     if (listener->tune != NULL)
         listener->tune(listener->ctx, fd);
     accept_assign(server, peer);
@@ -509,18 +513,34 @@ static void accept_some(struct net_server *server, struct door *door)
 
 /* ---- workers ---- */
 
+/* Whether somebody who may have something to say waits for the place of one that has not said
+ * anything for long. A door counts as full until a place is free: asked before any is closed. */
+static bool is_in_the_way(const struct peer *peer, bool full, uint64_t now_ns)
+{
+    uint64_t full_ms = peer->door->listener.full_ms;
+
+    return full && full_ms > 0 && peer->silent_ns != 0 && !peer->farewell &&
+           now_ns - peer->silent_ns >= full_ms * CLOCK_NS_PER_MS;
+}
+
 /* Closes the connections whose time is over. */
 static void look_at_deadlines(struct worker *worker)
 {
+    struct net_server *server = worker->server;
     uint64_t now_ns = clock_now_ns();
+    bool full[NET_MAX_LISTENERS] = {false};
     char name[NET_ADDRESS_TEXT_BYTES];
 
     if (now_ns < worker->tick_ns)
         return;
-    worker->tick_ns = now_ns + worker->server->tick_ms * CLOCK_NS_PER_MS;
+    worker->tick_ns = now_ns + server->tick_ms * CLOCK_NS_PER_MS;
+    for (unsigned i = 0; i < server->door_count; i++)
+        full[i] = atomic_load_explicit(&server->doors[i].connections, memory_order_relaxed) >=
+                  server->doors[i].listener.max_connections;
     for (struct peer *peer = worker->peers, *next = NULL; peer != NULL; peer = next) {
         next = peer->next;
-        if (now_ns < peer->deadline_ns)
+        if (now_ns < peer->deadline_ns &&
+            !is_in_the_way(peer, full[peer->door - server->doors], now_ns))
             continue;
         if (!peer->farewell)
             log_debug("reader silent", "peer=%s reads=%" PRIu32, peer_name(peer, name),

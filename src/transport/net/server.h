@@ -41,6 +41,9 @@ struct net_listener {
     uint64_t hello_ms;        /* from accepting to the first request */
     uint64_t crowded_ms;      /* the same, while more than `crowd` connections are there */
     uint32_t crowd;
+    /* The same, while nobody can be accepted for want of places; 0: no difference. Those that came
+     * before are meant too. */
+    uint64_t full_ms;
     uint64_t idle_ms;                /* without a request, or without a byte taken */
     uint64_t linger_ms;              /* for the peer to have read the last words */
     void (*tune)(void *ctx, int fd); /* of a socket just accepted; may be NULL */

@@ -25,6 +25,7 @@ enum {
     SEED_LINGER_MS = 2000,       /* for the peer to have read our last words */
     SEED_CROWDED_MS = 1000,      /* for a question, while more than half of the places are taken */
     SEED_DATA_CROWDED_MS = 5000, /* readers open thousands of connections and then use them */
+    SEED_DATA_FULL_MS = 1000,    /* the same, when there is no place for others */
     SEED_HOST_BYTES = INET6_ADDRSTRLEN + 1 + IF_NAMESIZE,
 };
 
@@ -322,6 +323,7 @@ static enum rf_code start(struct transport_seed *seed, const struct transport_se
                           .hello_ms = hello_ms,
                           .crowded_ms = least(hello_ms, SEED_DATA_CROWDED_MS),
                           .crowd = connections / 2,
+                          .full_ms = least(hello_ms, SEED_DATA_FULL_MS),
                           .idle_ms = seed->idle_ms,
                           .linger_ms = SEED_LINGER_MS,
                       }},
