@@ -808,9 +808,11 @@ static void a_chosen_port_is_the_handshakes_and_the_next_the_datas(void **state)
     unsigned fds = rig_open_fds();
     assert_int_equal(te_seed_start(&world.rig.exporter, &options, &second, &endpoint, &err),
                      RF_E_SYS);
+    assert_non_null(strstr(err.text, "--te-port"));
     options.port--; /* its data plane would be where the first one's handshakes are */
     assert_int_equal(te_seed_start(&world.rig.exporter, &options, &second, &endpoint, &err),
                      RF_E_SYS);
+    assert_non_null(strstr(err.text, "one behind --te-port"));
     options.port = UINT16_MAX;
     assert_int_equal(te_seed_start(&world.rig.exporter, &options, &second, &endpoint, &err),
                      RF_E_INVAL);

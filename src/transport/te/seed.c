@@ -280,10 +280,13 @@ static enum rf_code listen_twice(struct transport_seed *seed,
                        options->port);
     enum rf_code code =
         net_listen(options->host, options->port, TE_BACKLOG, ret_shake_fd, ret_address, err);
-    if (code == RF_OK)
-        code = net_listen(options->host, next, TE_BACKLOG, ret_data_fd, &data, err);
     if (code != RF_OK)
-        return code;
+        return options->port == 0 ? code : rf_error_wrap(err, code, "--te-port %u", options->port);
+    code = net_listen(options->host, next, TE_BACKLOG, ret_data_fd, &data, err);
+    if (code != RF_OK)
+        return next == 0 ? code
+                         : rf_error_wrap(err, code, "the data plane, one behind --te-port %u",
+                                         options->port);
     if (!net_address_is_any(ret_address))
         host_text(ret_address, seed->policy.host);
     seed->policy.handshake_port = ntohs(ret_address->v4.sin_port); /* v6's is at the same place */
