@@ -1,6 +1,7 @@
 #include "control/sglang_seed.h"
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/size.h"
 #include "control/sglang_ask.h"
 #include "control/sglang_folder.h"
@@ -16,6 +17,8 @@
 static_assert((int)WEIGHT_MAP_SESSION_BYTES <= (int)TRANSPORT_ADDRESS_BYTES,
               "a session id is an endpoint's address");
 
+enum { SGLANG_PATIENCE = 6 }; /* timeouts, for what all ranks publish */
+
 struct sglang_seed {
     struct client *client;
     const struct sglang_options *options;
@@ -24,6 +27,9 @@ struct sglang_seed {
     struct weight_map *maps; /* [rank_count]; until the streams are known to lie where they say */
     uint32_t rank_count;
     uint32_t map_room;
+    uint64_t tensor_count; /* in all maps */
+    uint64_t name_bytes;
+    uint64_t deadline_ns;          /* for all maps to have come */
     struct sglang_engine *engines; /* [engine_count] */
     uint32_t engine_count;
     uint32_t *engine_of; /* [rank_count] */
@@ -49,6 +55,32 @@ static enum rf_code add_map(struct sglang_seed *seed, const struct weight_map *m
         seed->map_room = room;
     }
     seed->maps[seed->rank_count++] = *map;
+    return RF_OK;
+}
+
+/* Before it is kept: a server that is none could go on for ever. */
+static enum rf_code admit_map(struct sglang_seed *seed, const struct weight_map *map,
+                              struct rf_error *err)
+{
+    const char *url = client_url(seed->client);
+
+    seed->tensor_count += map->count;
+    for (uint32_t i = 0; i < map->count; i++)
+        seed->name_bytes += map->entries[i].name_bytes;
+    if (seed->tensor_count > MANIFEST_MAX_TENSORS)
+        return rf_fail(err, RF_E_PROTO,
+                       "%s publishes %" PRIu64 " tensors up to rank %" PRIu32 ", more than %d", url,
+                       seed->tensor_count, seed->rank_count, MANIFEST_MAX_TENSORS);
+    if (seed->name_bytes > MANIFEST_MAX_BYTES)
+        return rf_fail(err, RF_E_PROTO,
+                       "%s publishes %" PRIu64 " bytes of names up to rank %" PRIu32
+                       ", more than %d",
+                       url, seed->name_bytes, seed->rank_count, MANIFEST_MAX_BYTES);
+    if (clock_left_ms(seed->deadline_ns) == 0)
+        return rf_fail(err, RF_E_TIMEOUT,
+                       "%s: what its ranks publish took longer than %" PRIu64
+                       " ms, and that was rank %" PRIu32 "; a longer --timeout leaves more",
+                       url, seed->options->timeout_ms * SGLANG_PATIENCE, seed->rank_count);
     return RF_OK;
 }
 
@@ -81,7 +113,9 @@ static enum rf_code ask_ranks(struct sglang_seed *seed, struct rf_error *err)
             return said > 0 ? rank_missing(seed, err) : RF_OK;
         if (code != RF_OK)
             return code;
-        code = add_map(seed, &map, err);
+        code = admit_map(seed, &map, err);
+        if (code == RF_OK)
+            code = add_map(seed, &map, err);
         if (code != RF_OK) {
             weight_map_free(&map);
             return code;
@@ -95,18 +129,11 @@ static enum rf_code ask_ranks(struct sglang_seed *seed, struct rf_error *err)
 
 static enum rf_code check_server(const struct sglang_seed *seed, struct rf_error *err)
 {
-    uint64_t tensors = 0;
-
     if (seed->server.pp_size > 1)
         return rf_fail(err, RF_E_UNSUPPORTED,
                        "%s is cut into %" PRIu32 " pipeline stages, which publish under the same "
                        "ranks: only one stage can be forked from",
                        client_url(seed->client), seed->server.pp_size);
-    for (uint32_t i = 0; i < seed->rank_count; i++)
-        tensors += seed->maps[i].count;
-    if (tensors > MANIFEST_MAX_TENSORS)
-        return rf_fail(err, RF_E_PROTO, "%s publishes %" PRIu64 " tensors, more than %d",
-                       client_url(seed->client), tensors, MANIFEST_MAX_TENSORS);
     return RF_OK;
 }
 
@@ -312,6 +339,7 @@ enum rf_code sglang_seed_open(struct client *client, const struct sglang_options
         return rf_fail(err, RF_E_NOMEM, "no memory for a seed");
     seed->client = client;
     seed->options = options;
+    seed->deadline_ns = clock_deadline_ns(options->timeout_ms * SGLANG_PATIENCE);
     enum rf_code code = open_all(seed, err);
     if (code != RF_OK) {
         sglang_seed_close(seed);

@@ -12,7 +12,7 @@ struct sglang_options {
     const char *transport;     /* "auto" (also NULL): te */
     const char *model_path;    /* folder of the model, NULL: none; see sglang_seed_open() */
     const char *data_hosts;    /* as struct te_reach.allowed_hosts */
-    uint64_t timeout_ms;       /* of a handshake with an engine */
+    uint64_t timeout_ms;       /* of a handshake with an engine; six of them for all ranks */
     const atomic_bool *cancel; /* may be NULL */
     int cancel_fd;             /* -1 or an eventfd */
 };

@@ -407,6 +407,26 @@ class Lies(Foreign):
                 server = self.server({}, answers={OLD + "?rank=0": (200, body)})
                 self.refused(util.PROTO, words, "fork", server.url)
 
+    def test_ranks_without_end_are_not_kept(self):
+        places = ",".join(f'"{i}":[{BASE + i},1,1]' for i in range(900_000))
+        info = f'"remote_instance_transfer_engine_info":["127.0.0.1:1",{{{places}}}]}}'
+        server = self.server({})
+        answer = server.answer
+        server.answer = lambda path: ((200, f'{{"rank":{path.split("=")[1]},{info}'.encode())
+                                      if path.startswith(OLD) else answer(path))
+        self.refused(util.PROTO, "4500000 tensors up to rank 4, more than 4000000", "fork", server.url)
+        self.assertNotIn(OLD + "?rank=5", server.asked)
+
+    def test_ranks_that_come_slowly_end_by_a_deadline_for_all(self):
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+        info = f'"remote_instance_transfer_engine_info":["127.0.0.1:1",{{"w":[{BASE},1,1]}}]}}'
+        server = self.server({})
+        answer = server.answer
+        server.answer = lambda path: ((gate.wait(0.1), (200, f'{{"rank":{path.split("=")[1]},{info}'.encode()))[1]
+                                      if path.startswith(OLD) else answer(path))
+        self.refused(util.TIMEOUT, "took longer than 6000 ms", "fork", server.url, "--timeout", "1s")
+
     def test_a_server_that_never_answers_ends_by_the_deadline(self):
         gate = threading.Event()
         self.addCleanup(gate.set)
