@@ -29,7 +29,7 @@ struct sglang_seed {
     uint32_t map_room;
     uint64_t tensor_count; /* in all maps */
     uint64_t name_bytes;
-    uint64_t deadline_ns;          /* for all maps to have come */
+    uint64_t deadline_ns; /* for all maps to have come, and then for all engines' answers */
     struct sglang_engine *engines; /* [engine_count] */
     uint32_t engine_count;
     uint32_t *engine_of; /* [rank_count] */
@@ -156,6 +156,21 @@ static enum rf_code transport_name(const struct sglang_seed *seed, const char **
     return RF_OK;
 }
 
+/* As admit_map() for what engines have registered. */
+static enum rf_code admit_engine(const struct sglang_seed *seed, struct rf_error *err)
+{
+    if (seed->buffer_count > TE_MAX_BUFFERS)
+        return rf_fail(err, RF_E_PROTO,
+                       "%" PRIu64 " buffers up to engine %" PRIu32 ", more than %d",
+                       seed->buffer_count, seed->engine_count, TE_MAX_BUFFERS);
+    if (clock_left_ms(seed->deadline_ns) == 0)
+        return rf_fail(err, RF_E_TIMEOUT,
+                       "the engines' answers took longer than %" PRIu64
+                       " ms, and that was engine %" PRIu32 "; a longer --timeout leaves more",
+                       seed->options->timeout_ms * SGLANG_PATIENCE, seed->engine_count);
+    return RF_OK;
+}
+
 static enum rf_code open_engine(struct sglang_seed *seed, const char *session, const char *name,
                                 struct rf_error *err)
 {
@@ -182,7 +197,7 @@ static enum rf_code open_engine(struct sglang_seed *seed, const char *session, c
     seed->buffer_count += descriptor->buffer_count;
     for (uint64_t i = 0; i < descriptor->buffer_count; i++)
         seed->buffer_bytes += descriptor->buffers[i].bytes;
-    return RF_OK;
+    return admit_engine(seed, err);
 }
 
 static bool find_engine(const struct sglang_seed *seed, const char *session, uint32_t *ret_engine)
@@ -202,6 +217,7 @@ static enum rf_code open_engines(struct sglang_seed *seed, struct rf_error *err)
     const char *name = NULL;
     enum rf_code code = transport_name(seed, &name, err);
 
+    seed->deadline_ns = clock_deadline_ns(seed->options->timeout_ms * SGLANG_PATIENCE);
     seed->engines = calloc((size_t)seed->rank_count + 1, sizeof(*seed->engines));
     seed->engine_of = calloc((size_t)seed->rank_count + 1, sizeof(*seed->engine_of));
     if (seed->engines == NULL || seed->engine_of == NULL)

@@ -427,6 +427,18 @@ class Lies(Foreign):
                                       if path.startswith(OLD) else answer(path))
         self.refused(util.TIMEOUT, "took longer than 6000 ms", "fork", server.url, "--timeout", "1s")
 
+    def test_engines_that_answer_slowly_end_by_a_deadline_for_all(self):
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+        published = {}
+        for rank in range(80):
+            engine, places = self.engine({"w": util.Tensor("U8", [16])}, rank)
+            answer = engine.handshake.serve
+            engine.handshake.serve = lambda connection, answer=answer: (gate.wait(0.1), answer(connection))[1]
+            published[rank] = [engine.session, places]
+        self.refused(util.TIMEOUT, "engines' answers took longer than 6000 ms", "fork",
+                     self.server(published).url, "--timeout", "1s")
+
     def test_a_server_that_never_answers_ends_by_the_deadline(self):
         gate = threading.Event()
         self.addCleanup(gate.set)
