@@ -24,6 +24,7 @@ enum {
     SERVICE_MIN_LINKS = 16,
     SERVICE_MAX_AT_ONCE = 64, /* questions between two looks at the connections */
     SERVICE_QUEUE = 4,        /* questions, and answers, that wait on each connection */
+    SERVICE_BACKLOG = 1024,   /* of its listener: libzmq's own 100 make others wait for a second */
 };
 
 static const char monitor_endpoint[] = "inproc://links";
@@ -58,10 +59,12 @@ static bool set_options(void *socket)
     const int handshake_ms = NODES_HANDSHAKE_MS;
     const int no_linger = 0;
     const int queue = SERVICE_QUEUE;
+    const int backlog = SERVICE_BACKLOG;
     const int on = 1;
 
     /* Whoever does not fetch answers gets no more of them. */
     return zmq_setsockopt(socket, ZMQ_RCVHWM, &queue, sizeof queue) == 0 &&
+           zmq_setsockopt(socket, ZMQ_BACKLOG, &backlog, sizeof backlog) == 0 &&
            zmq_setsockopt(socket, ZMQ_SNDHWM, &queue, sizeof queue) == 0 &&
            zmq_setsockopt(socket, ZMQ_LINGER, &no_linger, sizeof no_linger) == 0 &&
            zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &max_bytes, sizeof max_bytes) == 0 &&
