@@ -260,8 +260,9 @@ static enum rf_code start_transport(struct seed *seed, const struct transport *t
         .host = seed->host,
         .port = seed_port_for(seed, transport),
         .socket = seed->socket,
-        /* A reader may open several connections, and dead ones linger until they time out. */
-        .max_connections = seed->options.max_readers * 16,
+        /* A reader may open several connections, and dead ones linger until they time out. Those that
+         * come without a token are not counted as readers: that transport knows how many it takes. */
+        .max_connections = transport->on_request ? 0 : seed->options.max_readers * 16,
     };
     struct rf_error error;
 
