@@ -6,17 +6,16 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "transport/net/send.h"
 #include "transport/net/socket.h"
 
 #include <assert.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/sendfile.h>
 
 enum {
     SERVER_EVENTS = 64,
@@ -24,8 +23,7 @@ enum {
     SERVER_ACCEPT_PAUSE_MS = 100,
     SERVER_TURN_BYTES = 1 << 20, /* of one connection, before the others are looked at */
     SERVER_TURN_CALLS = 8,
-    SERVER_PIPE_BYTES = 256 << 10, /* in a worker's pipe at a time; larger ones were no faster */
-    SERVER_MAX_TICK_MS = 500,      /* between two looks at the connections' deadlines */
+    SERVER_MAX_TICK_MS = 500, /* between two looks at the connections' deadlines */
     SERVER_MIN_TICK_MS = 10,
 };
 
@@ -34,8 +32,7 @@ struct peer {
     struct peer *prev;
     struct peer *next;
     struct door *door;
-    void *conn;
-    int fd;
+    struct net_link link;
     uint32_t events;      /* as the epoll set has them */
     uint64_t deadline_ns; /* of the hello, of being idle, of the farewell */
     uint64_t silent_ns;   /* since when it has said nothing at all; 0: it has */
@@ -65,8 +62,6 @@ struct worker {
     pthread_t thread;
     int epoll_fd;
     int wake_fd;
-    int pipe_fds[2]; /* through which pages go to sockets; empty between two turns */
-    int null_fd;     /* where those go that a socket did not take */
     atomic_uint
         load; /* connections, those on their way here included; relaxed: only for choosing */
 
@@ -82,7 +77,7 @@ struct worker {
     uint32_t reported_reads; /* as of seen */
     uint32_t cut;
 
-    struct net_out out;
+    struct net_sender sender;
 };
 
 struct net_server {
@@ -101,11 +96,6 @@ struct net_server {
 
 /* ---- connections ---- */
 
-static const struct net_protocol *protocol_of(const struct peer *peer)
-{
-    return peer->door->listener.protocol;
-}
-
 static void wake(struct worker *worker)
 {
     const uint64_t one = 1;
@@ -117,8 +107,8 @@ static void wake(struct worker *worker)
 
 static void peer_free(struct peer *peer)
 {
-    close(peer->fd);
-    protocol_of(peer)->destroy(peer->conn);
+    close(peer->link.fd);
+    peer->link.protocol->destroy(peer->link.conn);
     free(peer);
 }
 
@@ -128,15 +118,15 @@ static void peer_watch(struct worker *worker, struct peer *peer)
     uint32_t events = 0;
 
     if (!peer->farewell)
-        (void)protocol_of(peer)->space(peer->conn, &room);
+        (void)peer->link.protocol->space(peer->link.conn, &room);
     if (room > 0)
         events |= EPOLLIN;
-    if (protocol_of(peer)->has_output(peer->conn))
+    if (peer->link.protocol->has_output(peer->link.conn))
         events |= EPOLLOUT;
     if (events == peer->events)
         return;
     struct epoll_event event = {.events = events, .data.ptr = peer};
-    if (epoll_ctl(worker->epoll_fd, EPOLL_CTL_MOD, peer->fd, &event) == 0)
+    if (epoll_ctl(worker->epoll_fd, EPOLL_CTL_MOD, peer->link.fd, &event) == 0)
         peer->events = events;
 }
 
@@ -149,7 +139,7 @@ static void peer_close(struct worker *worker, struct peer *peer)
     if (peer->next != NULL)
         peer->next->prev = peer->prev;
     struct door *door = peer->door;
-    worker->open_reads -= protocol_of(peer)->reads(peer->conn);
+    worker->open_reads -= peer->link.protocol->reads(peer->link.conn);
     atomic_fetch_sub_explicit(&worker->load, 1, memory_order_relaxed);
     peer_free(peer);
     atomic_fetch_sub_explicit(&door->connections, 1, memory_order_seq_cst);
@@ -171,176 +161,29 @@ static void peer_adopt(struct worker *worker, struct peer *peer)
         worker->peers->prev = peer;
     worker->peers = peer;
     if (worker->phase != PHASE_SERVING ||
-        epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, peer->fd, &event) != 0)
+        epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, peer->link.fd, &event) != 0)
         peer_close(worker, peer);
-}
-
-static const char *peer_name(const struct peer *peer, char out[NET_ADDRESS_TEXT_BYTES])
-{
-    struct net_address address = {.bytes = sizeof address.v6};
-
-    if (getpeername(peer->fd, &address.any, &address.bytes) != 0)
-        address = (struct net_address){.bytes = 0}; /* gone: "?" */
-    return net_address_text(&address, out);
 }
 
 /* ---- one turn ---- */
 
-/* How a step of sending went. */
-enum step {
-    STEP_ON,     /* go on */
-    STEP_WAIT,   /* nothing to send, or the socket is full */
-    STEP_BROKEN, /* close */
-};
-
-static enum step step_of_errno(const struct peer *peer, const char *call)
-{
-    char name[NET_ADDRESS_TEXT_BYTES];
-
-    if (errno == EAGAIN || errno == EINTR)
-        return STEP_WAIT;
-    log_debug("reader gone", "peer=%s call=%s errno=%d", peer_name(peer, name), call, errno);
-    return STEP_BROKEN;
-}
-
-static enum step send_memory(struct worker *worker, struct peer *peer, uint64_t *sent)
-{
-    struct net_out *out = &worker->out;
-    const struct msghdr msg = {.msg_iov = out->iov, .msg_iovlen = (size_t)out->iov_count};
-    int more = out->more || out->bulk_bytes > 0 ? MSG_MORE : 0;
-
-    ssize_t n = sendmsg(peer->fd, &msg, MSG_NOSIGNAL | more);
-    if (n < 0)
-        return step_of_errno(peer, "sendmsg");
-    *sent += (uint64_t)n;
-    protocol_of(peer)->sent(peer->conn, (uint64_t)n);
-    return (uint64_t)n == out->iov_bytes ? STEP_ON : STEP_WAIT;
-}
-
-/* Sends from the page cache; *ret_sent is how much of it. */
-static enum step send_file(const struct worker *worker, struct peer *peer, uint64_t *ret_sent)
-{
-    const struct net_out *out = &worker->out;
-    off_t offset = (off_t)out->fd_offset;
-    char name[NET_ADDRESS_TEXT_BYTES];
-
-    ssize_t n = sendfile(peer->fd, out->fd, &offset, out->bulk_bytes);
-    if (n < 0 && (errno == EINVAL || errno == ENOSYS)) {
-        protocol_of(peer)->no_bulk(peer->conn, NET_BULK_FILE); /* a file system without it */
-        return STEP_ON;
-    }
-    if (n < 0)
-        return step_of_errno(peer, "sendfile");
-    if (n == 0) {
-        /* The frame's header is out: only closing tells the reader that what it has is no answer.
-         * Asking again it gets the reason from lease_check(). */
-        log_warn("file being served ended early",
-                 "peer=%s offset=%" PRIu64 " missing_bytes=%" PRIu64, peer_name(peer, name),
-                 out->fd_offset, out->bulk_bytes);
-        return STEP_BROKEN;
-    }
-    *ret_sent = (uint64_t)n;
-    return *ret_sent == out->bulk_bytes ? STEP_ON : STEP_WAIT;
-}
-
-/* Moves what is in the worker's pipe to the socket. What the socket does not take is let go: it is
- * not lost, only lent again later. */
-static enum step send_pipe(const struct worker *worker, struct peer *peer, size_t bytes, bool more,
-                           uint64_t *sent)
-{
-    enum step step = STEP_ON;
-
-    while (bytes > 0 && step == STEP_ON) {
-        ssize_t n = splice(worker->pipe_fds[0], NULL, peer->fd, NULL, bytes,
-                           SPLICE_F_NONBLOCK | (more ? SPLICE_F_MORE : 0));
-        if (n > 0) {
-            bytes -= (size_t)n;
-            *sent += (uint64_t)n;
-        } else {
-            step = n == 0 ? STEP_BROKEN : step_of_errno(peer, "splice");
-        }
-    }
-    while (bytes > 0) {
-        ssize_t n = splice(worker->pipe_fds[0], NULL, worker->null_fd, NULL, bytes, 0);
-        if (n <= 0 && errno != EINTR)
-            return STEP_BROKEN; /* cannot be: the pipe holds what it was given */
-        bytes -= n > 0 ? (size_t)n : 0;
-    }
-    return step;
-}
-
-/* Lends pages to the socket, by way of the worker's pipe: on 2 cores 0.037 s/GB instead of the
- * 0.088 that a copy takes, and from pages of 4 KiB 0.053 instead of 0.100. */
-static enum step send_pages(const struct worker *worker, struct peer *peer, uint64_t *ret_sent)
-{
-    const struct net_out *out = &worker->out;
-    enum step step = STEP_ON;
-
-    while (*ret_sent < out->bulk_bytes && step == STEP_ON) {
-        uint64_t left = out->bulk_bytes - *ret_sent;
-        const uint8_t *at = out->pages + *ret_sent;
-        struct iovec pages = {.iov_len = left < SERVER_PIPE_BYTES ? left : SERVER_PIPE_BYTES};
-        memcpy(&pages.iov_base, &at, sizeof at); /* one type for both directions */
-        ssize_t n = vmsplice(worker->pipe_fds[1], &pages, 1, SPLICE_F_NONBLOCK);
-        if (n <= 0) {
-            protocol_of(peer)->no_bulk(peer->conn, NET_BULK_PAGES); /* a sandbox without it */
-            return STEP_ON;
-        }
-        step = send_pipe(worker, peer, (size_t)n, out->more || (uint64_t)n < left, ret_sent);
-    }
-    return step;
-}
-
-static enum step send_bulk(const struct worker *worker, struct peer *peer, uint64_t *sent)
-{
-    uint64_t bytes = 0;
-
-    enum step step = worker->out.bulk == NET_BULK_FILE ? send_file(worker, peer, &bytes)
-                                                       : send_pages(worker, peer, &bytes);
-    if (bytes > 0)
-        protocol_of(peer)->sent(peer->conn, bytes);
-    *sent += bytes;
-    return step;
-}
-
-static enum step send_next(struct worker *worker, struct peer *peer, uint64_t *sent)
-{
-    struct rf_error error = {0};
-    enum rf_code code = RF_OK;
-    enum step step = STEP_ON;
-    char name[NET_ADDRESS_TEXT_BYTES];
-
-    if (!protocol_of(peer)->out(peer->conn, &worker->out, &code, &error)) {
-        if (code == RF_OK)
-            return STEP_WAIT;
-        log_warn("cannot read what is being served", "peer=%s why=\"%s\"", peer_name(peer, name),
-                 error.text);
-        return STEP_BROKEN;
-    }
-    if (worker->out.iov_count > 0)
-        step = send_memory(worker, peer, sent);
-    if (step == STEP_ON && worker->out.bulk_bytes > 0)
-        step = send_bulk(worker, peer, sent);
-    return step;
-}
-
 /* Receives what fits; after the farewell to be thrown away. */
-static enum step receive_once(struct worker *worker, struct peer *peer)
+static enum net_step receive_once(struct worker *worker, struct peer *peer)
 {
     size_t room = NET_STAGING_BYTES;
-    uint8_t *at =
-        peer->farewell ? worker->out.staging : protocol_of(peer)->space(peer->conn, &room);
+    uint8_t *at = peer->farewell ? worker->sender.out.staging
+                                 : peer->link.protocol->space(peer->link.conn, &room);
 
     if (room == 0)
-        return STEP_WAIT;
-    ssize_t n = recv(peer->fd, at, room, 0);
+        return NET_STEP_WAIT;
+    ssize_t n = recv(peer->link.fd, at, room, 0);
     if (n < 0)
-        return step_of_errno(peer, "recv");
+        return net_step_of_errno(&peer->link, "recv");
     if (n == 0)
-        return STEP_BROKEN; /* a reader that has ended, or at least asks for nothing more */
+        return NET_STEP_BROKEN; /* a reader that has ended, or at least asks for nothing more */
     if (!peer->farewell)
-        protocol_of(peer)->arrived(peer->conn, (size_t)n);
-    return STEP_ON;
+        peer->link.protocol->arrived(peer->link.conn, (size_t)n);
+    return NET_STEP_ON;
 }
 
 /* All is said: no more bytes from us, and time for the peer to read them. Closing at once, with
@@ -349,33 +192,34 @@ static void say_farewell(struct peer *peer)
 {
     peer->farewell = true;
     peer->deadline_ns = clock_deadline_ns(peer->door->listener.linger_ms);
-    (void)shutdown(peer->fd, SHUT_WR);
+    (void)shutdown(peer->link.fd, SHUT_WR);
 }
 
 static void peer_turn(struct worker *worker, struct peer *peer, uint32_t events)
 {
-    uint32_t reads_before = protocol_of(peer)->reads(peer->conn);
-    enum step step = STEP_ON;
+    uint32_t reads_before = peer->link.protocol->reads(peer->link.conn);
+    enum net_step step = NET_STEP_ON;
     uint64_t sent = 0;
 
     if ((events & EPOLLERR) != 0)
-        step = STEP_BROKEN;
+        step = NET_STEP_BROKEN;
     else if ((events & (EPOLLIN | EPOLLHUP)) != 0)
         step = receive_once(worker, peer);
-    uint32_t reads_asked = protocol_of(peer)->reads(peer->conn);
-    if (step != STEP_BROKEN) {
-        step = STEP_ON;
-        for (int i = 0; i < SERVER_TURN_CALLS && sent < SERVER_TURN_BYTES && step == STEP_ON; i++)
-            step = send_next(worker, peer, &sent);
+    uint32_t reads_asked = peer->link.protocol->reads(peer->link.conn);
+    if (step != NET_STEP_BROKEN) {
+        step = NET_STEP_ON;
+        for (int i = 0; i < SERVER_TURN_CALLS && sent < SERVER_TURN_BYTES && step == NET_STEP_ON;
+             i++)
+            step = net_send_next(&worker->sender, &peer->link, &sent);
     }
-    worker->open_reads += protocol_of(peer)->reads(peer->conn) - reads_before;
-    if (step == STEP_BROKEN) {
+    worker->open_reads += peer->link.protocol->reads(peer->link.conn) - reads_before;
+    if (step == NET_STEP_BROKEN) {
         peer_close(worker, peer);
         return;
     }
     if (sent > 0 || reads_asked != reads_before)
         peer->silent_ns = 0;
-    if (protocol_of(peer)->is_finished(peer->conn) && !peer->farewell)
+    if (peer->link.protocol->is_finished(peer->link.conn) && !peer->farewell)
         say_farewell(peer);
     else if (sent > 0 || reads_asked != reads_before)
         peer->deadline_ns = clock_deadline_ns(peer->door->listener.idle_ms);
@@ -428,10 +272,10 @@ static void accept_assign(struct net_server *server, struct peer *peer)
             least = &server->workers[i];
     }
     const struct net_listener *listener = &peer->door->listener;
-    peer->conn = listener->protocol->create(listener->ctx, least->index, peer->fd);
-    if (peer->conn == NULL) {
+    peer->link.conn = listener->protocol->create(listener->ctx, least->index, peer->link.fd);
+    if (peer->link.conn == NULL) {
         log_warn("no memory for a connection", "of=%s", server->options.name);
-        close(peer->fd);
+        close(peer->link.fd);
         free(peer);
         return;
     }
@@ -462,7 +306,7 @@ static void accept_one(struct net_server *server, struct door *door, int fd)
         return;
     }
     peer->door = door;
-    peer->fd = fd;
+    peer->link = (struct net_link){.protocol = listener->protocol, .fd = fd};
     /* A reader says what it wants at once. Whoever fills the seed with silent connections holds
      * places that readers need. */
     bool crowded = atomic_load_explicit(&door->connections, memory_order_relaxed) > listener->crowd;
@@ -543,8 +387,8 @@ static void look_at_deadlines(struct worker *worker)
             !is_in_the_way(peer, full[peer->door - server->doors], now_ns))
             continue;
         if (!peer->farewell)
-            log_debug("reader silent", "peer=%s reads=%" PRIu32, peer_name(peer, name),
-                      protocol_of(peer)->reads(peer->conn));
+            log_debug("reader silent", "peer=%s reads=%" PRIu32, net_link_name(&peer->link, name),
+                      peer->link.protocol->reads(peer->link.conn));
         peer_close(worker, peer);
     }
 }
@@ -559,7 +403,7 @@ static void start_draining(struct worker *worker)
     }
     for (struct peer *peer = worker->peers, *next = NULL; peer != NULL; peer = next) {
         next = peer->next;
-        protocol_of(peer)->drain(peer->conn);
+        peer->link.protocol->drain(peer->link.conn);
         peer_turn(worker, peer, 0);
     }
 }
@@ -681,14 +525,7 @@ static enum rf_code worker_prepare(struct worker *worker, const char *name, stru
     if (worker->epoll_fd < 0 || worker->wake_fd < 0 ||
         epoll_ctl(worker->epoll_fd, EPOLL_CTL_ADD, worker->wake_fd, &event) != 0)
         return rf_fail_sys(err, "epoll of %s", name);
-    worker->null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
-    if (worker->null_fd < 0)
-        return rf_fail_sys(err, "open /dev/null");
-    if (pipe2(worker->pipe_fds, O_NONBLOCK | O_CLOEXEC) != 0)
-        return rf_fail_sys(err, "pipe of %s", name);
-    /* A user with many pipes gets no larger ones: more calls then, nothing worse. */
-    (void)fcntl(worker->pipe_fds[1], F_SETPIPE_SZ, SERVER_PIPE_BYTES);
-    return RF_OK;
+    return net_sender_open(&worker->sender, name, err);
 }
 
 static void set_phase(struct net_server *server, enum server_phase phase)
@@ -708,12 +545,11 @@ static void worker_free(struct worker *worker)
         worker->incoming = peer->next;
         peer_free(peer);
     }
-    int fds[] = {worker->epoll_fd, worker->wake_fd, worker->null_fd, worker->pipe_fds[0],
-                 worker->pipe_fds[1]};
-    for (unsigned i = 0; i < sizeof fds / sizeof fds[0]; i++) {
-        if (fds[i] >= 0)
-            close(fds[i]);
-    }
+    if (worker->epoll_fd >= 0)
+        close(worker->epoll_fd);
+    if (worker->wake_fd >= 0)
+        close(worker->wake_fd);
+    net_sender_close(&worker->sender);
 }
 
 void net_server_stop(struct net_server *server)
@@ -768,8 +604,8 @@ static struct net_server *server_create(const struct net_server_options *options
     for (unsigned i = 0; i < options->threads; i++) {
         workers[i].server = server;
         workers[i].index = i;
-        workers[i].epoll_fd = workers[i].wake_fd = workers[i].null_fd = -1;
-        workers[i].pipe_fds[0] = workers[i].pipe_fds[1] = -1;
+        workers[i].epoll_fd = workers[i].wake_fd = -1;
+        net_sender_init(&workers[i].sender);
     }
     mutex_init(&server->lock);
     cond_init(&server->changed);
