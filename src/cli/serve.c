@@ -109,6 +109,30 @@ static void instance_end(struct instance *instance)
 
 /* ---- loading ---- */
 
+/* Whoever waits until the first node is ready wants the ranks of all. */
+static enum rf_code await_nodes(struct nodes *nodes, uint64_t wait_ms, struct rf_error *err)
+{
+    struct rf_error missing = {.code = RF_OK};
+    enum rf_code code = nodes_await(nodes, 0, &missing);
+
+    if (code == RF_E_TIMEOUT && wait_ms > 0) {
+        output_note("waiting up to %.3g s for other nodes: missing are %s", (double)wait_ms / 1000,
+                    missing.text);
+        code = nodes_await(nodes, wait_ms, &missing);
+    }
+    if (code == RF_E_TIMEOUT) {
+        output_note("warning: ready without other nodes: missing are %s; who asks for these ranks "
+                    "is refused until they are there",
+                    missing.text);
+        code = RF_OK;
+    }
+    if (code == RF_OK)
+        nodes_open(nodes);
+    else
+        *err = missing;
+    return code;
+}
+
 static void *load_main(void *arg)
 {
     struct instance *instance = arg;
@@ -121,6 +145,9 @@ static void *load_main(void *arg)
             seed_publish(instance->seed, rf_take(loaded->store, NULL), &instance->error);
     if (instance->code == RF_OK && instance->nodes != NULL)
         instance->code = nodes_publish(instance->nodes, &instance->error);
+    if (instance->code == RF_OK && instance->nodes != NULL)
+        instance->code =
+            await_nodes(instance->nodes, instance->command->sglang.wait_nodes_ms, &instance->error);
     (void)!write(instance->done_fd, &one, sizeof(one));
     return NULL;
 }

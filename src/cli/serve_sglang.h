@@ -25,6 +25,7 @@ struct serve_sglang {
     uint64_t node_rank;
     const char *node_hosts_text;
     uint64_t info_port; /* 0: not given */
+    uint64_t wait_nodes_ms;
     const char *dtype;
     const char *quantization; /* NULL: not given */
     const char *a2a_backend;  /* of MoE; NULL: not given */
@@ -99,6 +100,11 @@ struct serve_sglang {
     {.name = "inter-node-transfer-engine-info-port", .type = OPTION_COUNT, .arg = "PORT",          \
      .min = 1, .max = UINT16_MAX, .offset = (at) + offsetof(struct serve_sglang, info_port),       \
      .help = "Where nodes other than the first are asked by ZeroMQ what they have published."}
+#define SGLANG_ROW_WAIT_NODES(at)                                                                  \
+    {.name = "wait-nodes", .type = OPTION_DURATION, .arg = "TIME", .fallback = "60s",              \
+     .offset = (at) + offsetof(struct serve_sglang, wait_nodes_ms),                                \
+     .help = "How long the first node waits for the ranks of the others before it is ready "       \
+             "without them. Not SGLang's."}
 #define SGLANG_ROW_DTYPE(at)                                                                       \
     {.name = "dtype", .type = OPTION_CHOICE, .arg = "auto|half|float16|bfloat16|float|float32",    \
      .fallback = "auto", .offset = (at) + offsetof(struct serve_sglang, dtype),                    \

@@ -41,9 +41,10 @@ static void label(struct buf *out, const char *text)
     buf_append(out, "\"", 1);
 }
 
-static void put_state(struct buf *out, struct seed *seed)
+static void put_state(struct buf *out, struct server *server)
 {
-    enum seed_state now = seed_state(seed, NULL);
+    char reason[SERVER_REASON_BYTES];
+    enum seed_state now = route_state(server, reason);
 
     head(out, "state", "gauge", "1 for the state the seed is in.");
     for (enum seed_state state = SEED_LOADING; state <= SEED_FAILED; state++)
@@ -153,7 +154,7 @@ void route_metrics(struct request *request, struct reply *reply)
     head(&out, "uptime_seconds", "gauge", "Seconds since the HTTP server started.");
     buf_printf(&out, "rfork_uptime_seconds %.3f\n",
                clock_seconds(server->start_ns, clock_now_ns()));
-    put_state(&out, server->seed);
+    put_state(&out, server);
     put_model(&out, server->seed);
     put_seed(&out, server->seed);
     put_http(&out, server);

@@ -178,6 +178,7 @@ static enum rf_code keep_locked(struct nodes *nodes, struct info_entry *entry, c
     nodes->bytes = others + bytes;
     snprintf(entry->session, sizeof entry->session, "%s", session);
     set_state_locked(entry, INFO_THERE);
+    cond_broadcast(&nodes->news);
     return RF_OK;
 }
 
@@ -281,6 +282,23 @@ bool nodes_settled(struct nodes *nodes, uint64_t rank)
     bool settled = entry == NULL || (entry->state != INFO_WANTED && entry->state != INFO_ASKING);
     mutex_unlock(&nodes->lock);
     return settled;
+}
+
+bool nodes_knows(struct nodes *nodes, uint64_t rank, char reason[ENGINE_INFO_REASON_BYTES])
+{
+    mutex_lock(&nodes->lock);
+    const struct info_entry *entry = rank <= ENGINE_INFO_MAX_RANK ? nodes->entries[rank] : NULL;
+    bool knows = entry != NULL && entry->tensors != NULL;
+    snprintf(reason, ENGINE_INFO_REASON_BYTES, "%s", entry != NULL ? entry->reason : "");
+    mutex_unlock(&nodes->lock);
+    return knows;
+}
+
+void nodes_wait_news(struct nodes *nodes, uint64_t deadline_ns)
+{
+    mutex_lock(&nodes->lock);
+    cond_wait_until(&nodes->news, &nodes->lock, deadline_ns);
+    mutex_unlock(&nodes->lock);
 }
 
 bool nodes_next_wanted(struct nodes *nodes, uint64_t *ret_rank)
@@ -389,6 +407,7 @@ enum rf_code nodes_create(const struct nodes_options *options, struct seed *seed
     nodes->ranks_per_node = options->tp_size / nodes->options.node_count;
     mutex_init(&nodes->own_lock);
     mutex_init(&nodes->lock);
+    cond_init(&nodes->news);
     nodes->entries = calloc(ENGINE_INFO_MAX_RANK + 1, sizeof(struct info_entry *));
     if (!copy_options(nodes, options) || nodes->entries == NULL) {
         nodes_destroy(nodes);
@@ -442,13 +461,25 @@ enum rf_code nodes_publish(struct nodes *nodes, struct rf_error *err)
         nodes->options.bootstrap_port != 0)
         code = registrar_start(nodes, &nodes->registrar, err);
     if (code == RF_OK)
-        atomic_store_explicit(&nodes->published, true, memory_order_release);
+        atomic_store_explicit(&nodes->stage, NODES_WAITING, memory_order_release);
     return code;
 }
 
-bool nodes_published(struct nodes *nodes)
+void nodes_open(struct nodes *nodes)
 {
-    return atomic_load_explicit(&nodes->published, memory_order_acquire);
+    atomic_store_explicit(&nodes->stage, NODES_OPEN, memory_order_release);
+}
+
+const char *nodes_not_ready(struct nodes *nodes)
+{
+    switch (atomic_load_explicit(&nodes->stage, memory_order_acquire)) {
+    case NODES_CLOSED:
+        return "what TransferEngines need to know is being published";
+    case NODES_WAITING:
+        return "the ranks of other nodes are waited for";
+    default:
+        return NULL;
+    }
 }
 
 void nodes_destroy(struct nodes *nodes)
@@ -468,6 +499,7 @@ void nodes_destroy(struct nodes *nodes)
         free(nodes->entries[i]);
     }
     free(nodes->entries);
+    cond_destroy(&nodes->news);
     mutex_destroy(&nodes->lock);
     mutex_destroy(&nodes->own_lock);
     free(nodes->hosts);

@@ -5,7 +5,7 @@
  * asks the nodes that did not, by ZeroMQ. The other nodes register there and answer such
  * questions.
  *
- * The order of calls: create, start, server_start() with it, seed_publish(), publish;
+ * The order of calls: create, start, server_start() with it, seed_publish(), publish, await, open;
  * server_stop(), destroy, seed_destroy(). */
 #ifndef CONTROL_NODES_H
 #define CONTROL_NODES_H
@@ -42,8 +42,15 @@ enum rf_code nodes_start(struct nodes *nodes, struct rf_error *err);
  * waits for it timeout_ms at most, then goes on trying in the background and warns. Errors: of
  * our own ranks (te is not offered, no memory). */
 enum rf_code nodes_publish(struct nodes *nodes, struct rf_error *err);
-/* Whether nodes_publish() is through: nobody should be told "ready" before. */
-bool nodes_published(struct nodes *nodes);
+/* After it, on the first of several nodes: waits until the ranks of all the others are known, because
+ * they registered or because they were asked; a timeout of 0 only looks. The other nodes wait for
+ * nobody. RF_E_TIMEOUT: err names the nodes and ranks that are missing, no more; RF_E_CHANGED: the
+ * seed has failed meanwhile. */
+enum rf_code nodes_await(struct nodes *nodes, uint64_t timeout_ms, struct rf_error *err);
+/* After them: from now on the instance may be called ready. */
+void nodes_open(struct nodes *nodes);
+/* Why nobody should be told "ready" yet; NULL: nothing is left to wait for. Static. */
+const char *nodes_not_ready(struct nodes *nodes);
 /* No server may use it any more. NULL is fine. */
 void nodes_destroy(struct nodes *nodes);
 

@@ -1,6 +1,6 @@
 /* What the files of nodes share: nodes.c knows the ranks, nodes_ask.c asks other nodes,
- * nodes_service.c answers them, nodes_register.c registers at the first. Not for others but the
- * routes. */
+ * nodes_service.c answers them, nodes_register.c registers at the first, nodes_await.c waits there
+ * for all. Not for others but the routes. */
 #ifndef CONTROL_NODES_INTERNAL_H
 #define CONTROL_NODES_INTERNAL_H
 
@@ -38,6 +38,12 @@ struct info_found {
     struct blob *tensors; /* the object, and "]}" behind it */
 };
 
+enum nodes_stage {
+    NODES_CLOSED, /* until nodes_publish() is through */
+    NODES_WAITING,
+    NODES_OPEN,
+};
+
 struct asker;
 struct service;
 struct registrar;
@@ -57,7 +63,7 @@ struct nodes {
     struct service *service;
 
     struct registrar *registrar; /* by nodes_publish() */
-    atomic_bool published;       /* release by nodes_publish(), acquire by nodes_published() */
+    atomic_int stage;            /* release by who enters it, acquire by nodes_not_ready() */
 
     struct mutex own_lock;                     /* held while one is made */
     struct blob **own RF_GUARDED_BY(own_lock); /* [rank_count of the manifest] */
@@ -66,6 +72,7 @@ struct nodes {
     struct mutex lock;
     struct info_entry **entries RF_GUARDED_BY(lock); /* [ENGINE_INFO_MAX_RANK + 1] */
     uint64_t bytes RF_GUARDED_BY(lock);              /* of all tensors in them */
+    struct cond news;                                /* a rank has come */
 };
 
 /* Whether this node has the rank, or will once it is loaded. */
@@ -85,6 +92,11 @@ enum rf_code nodes_find(struct nodes *nodes, uint64_t rank, bool ask, struct inf
                         struct rf_error *err);
 /* Whether no question about the rank is under way. */
 bool nodes_settled(struct nodes *nodes, uint64_t rank);
+/* Whether a rank of another node has ever been told or answered; if not, reason says why it was not
+ * when it was asked for, "" if nobody did. */
+bool nodes_knows(struct nodes *nodes, uint64_t rank, char reason[ENGINE_INFO_REASON_BYTES]);
+/* Until a rank comes, or the deadline. */
+void nodes_wait_news(struct nodes *nodes, uint64_t deadline_ns);
 /* Takes what a rank said of itself. RF_E_INVAL: ours; RF_E_NOMEM: too much is kept. */
 enum rf_code nodes_register(struct nodes *nodes, const struct engine_info *info,
                             struct rf_error *err);

@@ -24,10 +24,11 @@ enum seed_state route_state(struct server *server, char reason[SERVER_REASON_BYT
 {
     enum seed_state state = state_and_reason(server->seed, reason);
     struct nodes *nodes = server->options.nodes;
+    const char *why = state == SEED_READY && nodes != NULL ? nodes_not_ready(nodes) : NULL;
 
-    if (state != SEED_READY || nodes == NULL || nodes_published(nodes))
+    if (why == NULL)
         return state;
-    snprintf(reason, SERVER_REASON_BYTES, "what TransferEngines need to know is being published");
+    snprintf(reason, SERVER_REASON_BYTES, "%s", why);
     return SEED_LOADING;
 }
 
@@ -176,7 +177,7 @@ void route_instance(struct request *request, struct reply *reply)
     struct store *store = seed_store(seed);
     char reason[SERVER_REASON_BYTES];
     char host_id[64];
-    enum seed_state state = state_and_reason(seed, reason);
+    enum seed_state state = route_state(server, reason);
     struct seed_stats stats = {.leases_now = 0};
     struct buf json = {0};
     uint32_t count = 0;

@@ -20,7 +20,7 @@ struct server_options {
     uint32_t idle_timeout_ms;
     enum server_kind kind;
     /* NULL: nothing is published for TransferEngine. Must outlive the server. Until
-     * nodes_publish() is through nobody is told "ready". */
+     * nodes_open() nobody is told "ready". */
     struct nodes *nodes;
     const char *model_path; /* for /server_info; NULL: not said there. Copied */
 };

@@ -88,7 +88,7 @@ void route_status_page(struct request *request, struct reply *reply)
     struct server *server = request->server;
     char reason[SERVER_REASON_BYTES];
     char text[SIZE_TEXT_BYTES];
-    enum seed_state state = seed_state(server->seed, reason);
+    enum seed_state state = route_state(server, reason);
     struct store *store = seed_store(server->seed);
     struct buf out = {0};
 

@@ -118,9 +118,74 @@ class Nodes(hosts.Case):
             self.assertEqual(status, 200, body)
             self.assertEqual(data, body, f"rank {rank}: {name}")
 
-    def test_the_first_answers_for_all_ranks_of_both(self):
-        first = self.node(0)
+    def alone(self, *more, **options):
+        """The first, which does not wait for the second."""
+        return self.node(0, "--wait-nodes", 0, *more, **options)
+
+    def both(self):
+        """The two of them, ready."""
+        first = self.node(0, ready=False)
         second = self.node(1)
+        first.wait_ready()
+        return first, second
+
+    def health(self, seed):
+        """(status of SGLang's path, body of ours)"""
+        return seed.get("/health")[0], json.loads(seed.get("/healthz")[2])
+
+    def waiting(self, *more, names=True):
+        """The first, which waits for the second."""
+        first = self.node(0, *more, names=names, ready=False)
+        where = rf" \({self.second.address}:{INFO_PORT}\)" if names else ""
+        first.wait_for(rf"rfork: waiting up to [0-9]+ s for other nodes: missing are node 1{where}: rank 8-15$", 30)
+        reason = "the ranks of other nodes are waited for"
+        self.assertEqual(self.health(first), (503, {"status": "loading", "reason": reason}))
+        self.assertEqual(json.loads(first.get("/v1/instance")[2])["state"], "loading")
+        self.assertEqual(first.metrics()['rfork_state{state="loading"}'], 1)
+        self.assertNotIn("rfork: ready", first.stdout)
+        return first
+
+    def check_waited(self, first):
+        first.wait_ready()
+        self.assertEqual(self.health(first), (200, {"status": "ready"}))
+        self.assertEqual(first.stderr.count("for other nodes"), 1)
+        self.assertNotIn("warning", first.stderr)
+
+    def test_the_first_waits_for_a_late_node_that_registers(self):
+        first = self.waiting(names=False)
+        second = self.node(1, names=False)
+        self.check_waited(first)
+        for rank in range(TP // 2, TP):
+            self.info(first, rank)
+        self.check_rank(first, second, 15)
+
+    def test_the_first_waits_for_a_late_node_that_is_asked(self):
+        first = self.waiting()
+        second = self.node(1, "--engine-info-bootstrap-port", 6790)
+        self.check_waited(first)
+        for rank in range(TP // 2, TP):
+            self.info(first, rank)
+        self.check_rank(first, second, 15)
+
+    def test_a_node_that_never_comes_is_named_when_the_wait_is_over(self):
+        named = rf"node 1 \({self.second.address}:{INFO_PORT}\): rank 8-15"
+        for time, reason in (("0", ""), ("1s", ""), ("6s", r" \(no answer within 5000 ms\)")):
+            with self.subTest(time=time), self.node(0, "--wait-nodes", time) as first:
+                self.assertRegex(first.stderr, rf"rfork: warning: ready without other nodes: missing are {named}{reason};")
+                self.assertEqual(self.health(first), (200, {"status": "ready"}))
+                self.assertEqual("waiting up to" in first.stderr, time != "0")
+                self.check_rank(first, first, 3)
+
+    def test_a_signal_ends_the_wait_at_once(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with self.subTest(number=number):
+                first = self.waiting("--wait-nodes", "10min")
+                first.send(number)
+                self.assertEqual(first.wait(), util.CANCELLED)
+                self.assertEqual(first.stdout, "")
+
+    def test_the_first_answers_for_all_ranks_of_both(self):
+        first, second = self.both()
         for rank in range(TP):
             self.check_rank(first, (first, second)[rank // (TP // 2)], rank)
             self.assertEqual(self.info(first, rank), self.info(first, rank, PATHS[1]))
@@ -130,13 +195,13 @@ class Nodes(hosts.Case):
         self.assertEqual((status, json.loads(body)["rank"]), (200, 15))
 
     def test_registrations_are_enough(self):
-        first = self.node(0, names=False)
+        first = self.alone(names=False)
         self.assertIn("node 1: nobody has registered it", self.refusal(first, 9))
         second = self.node(1, names=False)
         self.check_rank(first, second, 9)
 
     def test_questions_are_enough(self):
-        first = self.node(0)
+        first = self.alone()
         # Registers where nobody listens, says so, and is ready all the same.
         second = self.node(1, "--engine-info-bootstrap-port", 6790, env={"RFORK_LOG_LEVEL": "warn"})
         self.assertRegex(second.stderr, "ranks are not registered.* reason=.*6790")
@@ -146,23 +211,24 @@ class Nodes(hosts.Case):
         second = self.node(1, ready=False)
         first = self.node(0)
         second.wait_ready()
+        self.assertNotIn("warning", first.stderr)
         self.check_rank(first, second, 8)
 
     def test_a_node_that_is_down_is_named_with_its_rank(self):
-        first = self.node(0)
+        first = self.alone()
         named = rf"rank 12: node 1 \({self.second.address}:{INFO_PORT}\): no answer within 5000 ms"
         self.assertRegex(self.refusal(first, 12), named)
         self.check_rank(first, first, 3)
 
     def test_a_node_that_stands_still_is_named_with_its_rank(self):
-        first = self.node(0)
+        first = self.alone()
         second = self.node(1, "--engine-info-bootstrap-port", 6790)
         second.send(signal.SIGSTOP)
         self.assertRegex(self.refusal(first, 12), r"rank 12: node 1 \(.*no answer within 5000 ms")
         second.send(signal.SIGCONT)
 
     def test_a_node_that_is_slow_is_waited_for(self):
-        first = self.node(0)
+        first = self.alone()
         second = self.node(1, "--engine-info-bootstrap-port", 6790)
         second.send(signal.SIGSTOP)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -182,7 +248,7 @@ class Nodes(hosts.Case):
         return f":{INFO_PORT} " in out
 
     def test_a_node_that_talks_garbage_is_named_with_its_rank(self):
-        first = self.node(0)
+        first = self.alone()
         with self.second.inside():
             listener = socket.create_server((self.second.address, INFO_PORT))
         with contextlib.closing(listener):

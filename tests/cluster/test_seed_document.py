@@ -128,6 +128,7 @@ class Document(hosts.Case):
     def two_nodes(self):
         nodes = [self.start_on(host, self.command(text)) for host, text in zip((self.first, self.second), NODES, strict=True)]
         self.assertEqual([self.ready(node)["ranks"] for node in nodes], ["0-7/16", "8-15/16"])
+        self.assertNotIn("warning", nodes[0].stderr)
         for node in nodes:
             self.assertIn("ignored, as without bearing on weights: --trust-remote-code, --mem-fraction-static\n", node.stderr)
         return nodes
@@ -165,7 +166,7 @@ class Document(hosts.Case):
             self.assert_same_ranks(host, {rank: self.seed_of(rank + number * TP // 2) for rank in range(TP // 2)})
 
     def test_a_node_that_is_missing_ends_a_client_with_its_name_and_the_rank(self):
-        first = self.start_on(self.first, self.command(NODES[0]))
+        first = self.start_on(self.first, self.command(NODES[0], "--wait-nodes", "0"))
         self.ready(first)
         client = self.start_on(self.client, self.command(CLIENT, args=self.args(self.client)))
         self.assertNotIn(client.wait(60), (0, 2))

@@ -859,6 +859,64 @@ static void a_first_node_that_is_not_there_holds_nobody_up(void **state)
     web_stop(&node);
 }
 
+static void the_first_waits_for_the_ranks_of_all_others(void **state)
+{
+    const struct nodes_options nodes = {.node_count = 3, .tp_size = 12};
+    const struct web_options options = {.nodes = &nodes, .tp_size = 12};
+    struct rf_error err = {.code = RF_OK};
+    struct web first;
+
+    (void)state;
+    web_start(&first, &options);
+    uint16_t port = nodes_bootstrap_port(first.nodes);
+    put(port, REGISTRATION("5", "h:1", "{}"), 200, "OK");
+    assert_int_equal(nodes_await(first.nodes, 0, &err), RF_E_TIMEOUT);
+    assert_string_equal(err.text, "node 1: rank 4, 6-7; node 2: rank 8-11");
+    put(port, REGISTRATION("4", "h:1", "{}"), 200, "OK");
+    put(port, REGISTRATION("6", "h:1", "{}"), 200, "OK");
+    put(port, REGISTRATION("7", "h:1", "{}"), 200, "OK");
+    for (unsigned rank = 8; rank < 11; rank++) {
+        char text[256];
+        snprintf(text, sizeof text, REGISTRATION("%u", "h:2", "{}"), rank);
+        put(port, text, 200, "OK");
+    }
+    assert_int_equal(nodes_await(first.nodes, 20, &err), RF_E_TIMEOUT);
+    assert_string_equal(err.text, "node 2: rank 11");
+    put(port, REGISTRATION("11", "h:2", "{}"), 200, "OK");
+    assert_int_equal(nodes_await(first.nodes, 0, &err), RF_OK);
+    web_stop(&first);
+}
+
+static void a_list_of_many_missing_nodes_is_short(void **state)
+{
+    const struct nodes_options nodes = {.node_count = 1024, .tp_size = 4096};
+    const struct web_options options = {.nodes = &nodes, .tp_size = 4096};
+    struct rf_error err = {.code = RF_OK};
+    struct web first;
+
+    (void)state;
+    web_start(&first, &options);
+    assert_int_equal(nodes_await(first.nodes, 1, &err), RF_E_TIMEOUT);
+    assert_non_null(strstr(err.text, "node 1: rank 4-7; node 2: rank 8-11; "));
+    assert_non_null(strstr(err.text, " other nodes"));
+    web_stop(&first);
+}
+
+static void a_seed_that_fails_is_not_held_up_by_missing_nodes(void **state)
+{
+    const struct nodes_options nodes = {.node_count = 2, .tp_size = 4};
+    const struct web_options options = {.nodes = &nodes, .tp_size = 4};
+    struct rf_error err = {.code = RF_OK};
+    struct web first;
+
+    (void)state;
+    web_start(&first, &options);
+    seed_fail(first.seed, RF_E_CHANGED, "a file changed");
+    assert_int_equal(nodes_await(first.nodes, WEB_TIMEOUT_MS, &err), RF_E_CHANGED);
+    assert_non_null(strstr(err.text, "a file changed"));
+    web_stop(&first);
+}
+
 static void a_refused_registration_is_no_failure_of_the_node(void **state)
 {
     struct nodes_options nodes = second;
@@ -954,6 +1012,9 @@ int main(void)
         cmocka_unit_test(stopping_does_not_wait_for_a_silent_node),
         cmocka_unit_test(a_node_registers_its_ranks_at_the_first),
         cmocka_unit_test(a_first_node_that_is_not_there_holds_nobody_up),
+        cmocka_unit_test(the_first_waits_for_the_ranks_of_all_others),
+        cmocka_unit_test(a_list_of_many_missing_nodes_is_short),
+        cmocka_unit_test(a_seed_that_fails_is_not_held_up_by_missing_nodes),
         cmocka_unit_test(a_refused_registration_is_no_failure_of_the_node),
         cmocka_unit_test(nonsense_about_nodes_is_refused),
         cmocka_unit_test(a_taken_port_is_named_with_its_argument),

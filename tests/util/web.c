@@ -248,8 +248,10 @@ void web_publish(struct web *web)
 
     must(seed_publish(web->seed, web->store, &err), &err, "publish");
     must(seed_wait_digests(web->seed, clock_deadline_ns(WEB_TIMEOUT_MS), &err), &err, "digests");
-    if (web->nodes != NULL)
+    if (web->nodes != NULL) {
         must(nodes_publish(web->nodes, &err), &err, "nodes");
+        nodes_open(web->nodes);
+    }
 }
 
 void web_stop(struct web *web)
