@@ -133,6 +133,7 @@ struct route_table {
     const struct route *routes;
     unsigned count;
     const char *paths; /* for people */
+    bool as_fastapi;   /* wrong paths and methods are answered as SGLang's framework does */
 };
 extern const struct route_table instance_routes;  /* server.c */
 extern const struct route_table bootstrap_routes; /* routes_bootstrap.c */

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "control/internal.h"
+#include "control/sglang_http.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -82,6 +83,23 @@ static enum server_method method_of(const char *name)
     return METHOD_OTHER;
 }
 
+static void reply_no_path(struct request *request, struct reply *reply)
+{
+    if (request->server->table->as_fastapi)
+        sglang_reply_detail(request, reply, MHD_HTTP_NOT_FOUND, "Not Found");
+    else
+        reply_status(request, reply, MHD_HTTP_NOT_FOUND, RF_E_INVAL, "no path %.100s: there are %s",
+                     request->target.path, request->server->table->paths);
+}
+
+/* What a route must allow. There HEAD is a method of its own, which no route has. */
+static enum server_method method_asked(const struct request *request)
+{
+    bool is_get = request->method == METHOD_HEAD && !request->server->table->as_fastapi;
+
+    return is_get ? METHOD_GET : request->method;
+}
+
 static void reply_wrong_method(struct request *request, struct reply *reply,
                                const struct route *route)
 {
@@ -89,13 +107,17 @@ static void reply_wrong_method(struct request *request, struct reply *reply,
 
     for (unsigned i = 0; i < METHOD_COUNT; i++) {
         enum server_method asks = methods[i].method == METHOD_HEAD ? METHOD_GET : methods[i].method;
-        if ((route->methods & (unsigned)asks) == 0)
+        if ((route->methods & (unsigned)asks) == 0 ||
+            (methods[i].method == METHOD_HEAD && request->server->table->as_fastapi))
             continue;
         size_t used = strlen(allow);
         snprintf(allow + used, sizeof allow - used, "%s%s", used > 0 ? ", " : "", methods[i].name);
     }
-    reply_status(request, reply, MHD_HTTP_METHOD_NOT_ALLOWED, RF_E_INVAL, "%s allows %s",
-                 request->target.path, allow);
+    if (request->server->table->as_fastapi)
+        sglang_reply_detail(request, reply, MHD_HTTP_METHOD_NOT_ALLOWED, "Method Not Allowed");
+    else
+        reply_status(request, reply, MHD_HTTP_METHOD_NOT_ALLOWED, RF_E_INVAL, "%s allows %s",
+                     request->target.path, allow);
     reply_header(reply, MHD_HTTP_HEADER_ALLOW, allow);
 }
 
@@ -103,7 +125,7 @@ static void reply_wrong_method(struct request *request, struct reply *reply,
 static void dispatch(struct request *request, struct reply *reply)
 {
     struct rf_error err = {.code = RF_OK};
-    enum server_method asks = request->method == METHOD_HEAD ? METHOD_GET : request->method;
+    enum server_method asks = method_asked(request);
     const struct route *route = request->route;
 
     if (request->too_large) {
@@ -115,8 +137,7 @@ static void dispatch(struct request *request, struct reply *reply)
     } else if (request->target_error.code != RF_OK) {
         reply_error(request, reply, &request->target_error);
     } else if (route == NULL) {
-        reply_status(request, reply, MHD_HTTP_NOT_FOUND, RF_E_INVAL, "no path %.100s: there are %s",
-                     request->target.path, request->server->table->paths);
+        reply_no_path(request, reply);
     } else if ((route->methods & (unsigned)asks) == 0) {
         reply_wrong_method(request, reply, route);
     } else if (route->args != NULL && target_only(&request->target, route->args, &err) != RF_OK) {

@@ -8,30 +8,52 @@
 
 static const char json_type[] = "application/json";
 
+enum { SGLANG_RANK_MAX_DIGITS = 4300 }; /* as many as Python takes for a number */
+
+/* Digits, of which two may have an underscore between them. Returns where they end; what is too
+ * long has an end that is a digit. */
+static const char *take_digits(const char *text, char out[SGLANG_RANK_MAX_DIGITS + 1],
+                               size_t *ret_count)
+{
+    size_t count = 0;
+
+    while (text[0] >= '0' && text[0] <= '9' && count < SGLANG_RANK_MAX_DIGITS) {
+        out[count++] = *text++;
+        if (text[0] == '_' && text[1] >= '0' && text[1] <= '9')
+            text++;
+    }
+    out[count] = '\0';
+    *ret_count = count;
+    return text;
+}
+
 enum sglang_rank sglang_rank_parse(const char *text, uint64_t *ret_rank,
                                    char digits[SGLANG_RANK_DIGITS + 1])
 {
-    static const char blanks[] = " \t\r\n\v\f";
-    bool negative = false;
+    static const char blanks[] = " \t\r\n\v\f+"; /* in an argument a plus is one, too */
+    char number[SGLANG_RANK_MAX_DIGITS + 1];
+    size_t count = 0;
     uint64_t rank = 0;
 
     digits[0] = '\0';
     if (text == NULL)
         return SGLANG_RANK_ABSENT;
     text += strspn(text, blanks);
-    negative = *text == '-';
-    text += *text == '-' || *text == '+';
-    size_t count = strspn(text, "0123456789");
-    if (count == 0 || text[count + strspn(text + count, blanks)] != '\0')
+    bool negative = *text == '-';
+    text += negative;
+    const char *end = take_digits(text, number, &count);
+    /* "3.0" is 3, "3." is not. */
+    if (end[0] == '.' && end[1] == '0')
+        end += 1 + strspn(end + 1, "0");
+    if (count == 0 || end[strspn(end, blanks)] != '\0')
         return SGLANG_RANK_NO_NUMBER;
-    while (count > 1 && *text == '0') {
-        text++;
-        count--;
-    }
-    if (negative && *text != '0')
+    const char *first = number + strspn(number, "0");
+    if (*first == '\0')
+        first--; /* the last zero */
+    if (negative && *first != '0')
         return SGLANG_RANK_NEGATIVE;
-    snprintf(digits, SGLANG_RANK_DIGITS + 1, "%.*s", (int)(count < 64 ? count : 64), text);
-    *ret_rank = target_digits(text, count, UINT64_MAX, &rank) ? rank : UINT64_MAX;
+    snprintf(digits, SGLANG_RANK_DIGITS + 1, "%.*s", SGLANG_RANK_DIGITS, first);
+    *ret_rank = target_digits(first, strlen(first), UINT64_MAX, &rank) ? rank : UINT64_MAX;
     return SGLANG_RANK;
 }
 

@@ -71,8 +71,6 @@ static enum rf_code add_arg(struct target *target, char *text, struct rf_error *
         code = decode(value, err);
     if (code != RF_OK)
         return code;
-    if (target_arg(target, text) != NULL)
-        return rf_fail(err, RF_E_INVAL, "argument %s is given twice", text);
     if (target->arg_count == TARGET_MAX_ARGS)
         return rf_fail(err, RF_E_INVAL, "more than %d arguments", TARGET_MAX_ARGS);
     target->args[target->arg_count++] = (struct target_arg){.key = text, .value = value};
@@ -111,7 +109,7 @@ enum rf_code target_parse(char *text, struct target *ret_target, struct rf_error
 
 const char *target_arg(const struct target *target, const char *key)
 {
-    for (unsigned i = 0; i < target->arg_count; i++) {
+    for (unsigned i = target->arg_count; i-- > 0;) {
         if (strcmp(target->args[i].key, key) == 0)
             return target->args[i].value;
     }
@@ -165,6 +163,8 @@ enum rf_code target_only(const struct target *target, const char *known, struct 
 {
     for (unsigned i = 0; i < target->arg_count; i++) {
         const char *key = target->args[i].key;
+        if (is_known(known, key) && target_arg(target, key) != target->args[i].value)
+            return rf_fail(err, RF_E_INVAL, "argument %.64s is given twice", key);
         if (is_known(known, key))
             continue;
         if (known[0] == '\0')

@@ -19,11 +19,11 @@ struct target {
 };
 
 /* Decodes in place. Refused (RF_E_INVAL): what does not begin with "/" (or with "http://HOST/"),
- * percent signs without two hex digits, decoded bytes that are not UTF-8 or are NUL, a key
- * twice, more than TARGET_MAX_ARGS. A '+' stays one. */
+ * percent signs without two hex digits, decoded bytes that are not UTF-8 or are NUL, more than
+ * TARGET_MAX_ARGS. A '+' stays one. */
 enum rf_code target_parse(char *text, struct target *ret_target, struct rf_error *err);
 
-/* NULL if it is not there. */
+/* NULL if it is not there; the last one if it is there several times. */
 const char *target_arg(const struct target *target, const char *key);
 
 /* Decimal digits and nothing else, at most max; *ret_value is left alone if the argument is not
@@ -32,7 +32,7 @@ enum rf_code target_u64(const struct target *target, const char *key, uint64_t m
                         uint64_t *ret_value, struct rf_error *err);
 
 /* RF_E_INVAL if there is an argument that is not in `known` (names with one blank between them),
- * saying which are. */
+ * saying which are, or one is there twice. */
 enum rf_code target_only(const struct target *target, const char *known, struct rf_error *err);
 
 /* The digits [text, text + bytes) as a number; false if there is none, anything else, or it is

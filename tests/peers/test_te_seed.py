@@ -248,7 +248,8 @@ class Sglang(Case):
         model = rfork_program.model("minilm")
         real = self.client.ask("seed", host=self.theirs.address, folder=str(model), shape="transformers")
         with self.serving(model) as seed:
-            for query in ("", "?rank=", "?rank=-1", "?rank=1", "?rank=x", "?rank=1.5", "?rank=4294967296", "?Rank=0"):
+            for query in ("", "?rank=", "?rank=-1", "?rank=1", "?rank=x", "?rank=1.5", "?rank=4294967296", "?Rank=0",
+                          "?rank=1.0", "?rank=1_0", "?rank=0&rank=1", "?rank=0&rank=x"):  # fmt: skip
                 for path in ROUTES:
                     with self.subTest(path=path, query=query):
                         with self.theirs.inside():
@@ -270,8 +271,17 @@ class Sglang(Case):
                 {"tp_rank": 5, "protocol": "tcp", "transfer_engine_info": {**info, "fabric_identity": None}}]  # fmt: skip
         wrong = [{}, {"tp_rank": 3}, {"tp_rank": 3, "transfer_engine_info": {}}, {"tp_rank": 3, "transfer_engine_info": 7},
                  {"tp_rank": 3, "transfer_engine_info": {"session_id": "h:1"}}]  # fmt: skip
+        no_object = ("", " ", "[]", "7", "-1.5", '"x"', "null", "true", '[1,"a",null,{"b":2}]', "{", '{"a"', '{"a":1}x', "[1",
+                     '{"a":1,}', "{'a':1}", "nonsense", '"\\q"', '{"a":"x', b"\xe9", b'{"a":"\xff"}')  # fmt: skip
         queries = ("", "?rank=", "?rank=-1", "?rank=x", "?rank=1.5", "?rank=99", "?rank=+3", "?rank=03", "?rank=3",
-                   "?rank=5", "?rank=4294967296", "?rank=99999999999999999999999")  # fmt: skip
+                   "?rank=5", "?rank=4294967296", "?rank=99999999999999999999999", "?rank=3.0", "?rank=3.00", "?rank=3.",
+                   "?rank=.0", "?rank=3.5", "?rank=3.0_0", "?rank=0_3", "?rank=1_0", "?rank=1__0", "?rank=_1", "?rank=1_",
+                   "?rank=-1_0.0", "?rank=-03", "?rank=++3", "?rank=+-3", "?rank=3+", "?rank=%203%20", "?rank=3e0",
+                   "?rank=0x3", "?rank=3&rank=5", "?rank=x&rank=3", "?rank=3&rank=x", "?rank", "?&rank=3&&x")  # fmt: skip
+        methods = [(method, path) for path in ("/health", "/register_transfer_engine_info", "/get_transfer_engine_info", "/",
+                                               "/x", "//health", "/v1/instance")
+                   for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "BREW")
+                   if (method, path) not in (("GET", "/health"), ("PUT", "/register_transfer_engine_info"))]  # fmt: skip
         with self.serving(model):
 
             def both(path: str, **more: object) -> list[tuple[int, str, bytes]]:
@@ -293,6 +303,21 @@ class Sglang(Case):
                     theirs, ours = put(body)
                     self.assertEqual(ours[:2], theirs[:2])
                     self.assertEqual([list(json.loads(ours[2])), ours[0]], [["detail"], 400])
+            for body in no_object:
+                with self.subTest(body=body):
+                    headers = {"Content-Type": "application/json"}
+                    theirs, ours = both("/register_transfer_engine_info", method="PUT", headers=headers, body=body)
+                    self.assertEqual(ours[:2], theirs[:2])
+                    found, wanted = json.loads(ours[2]), json.loads(theirs[2])
+                    if "ctx" in wanted["detail"][0]:  # what is wrong, and where, in our words
+                        for answer in (found, wanted):
+                            self.assertEqual(list(answer["detail"][0].pop("ctx")), ["error"])
+                            self.assertIsInstance(answer["detail"][0]["loc"].pop(), int)
+                    self.assertEqual(found, wanted)
+            for method, path in methods:
+                with self.subTest(method=method, path=path):
+                    theirs, ours = both(path, method=method)
+                    self.assertEqual(ours, theirs)
             self.assertEqual(*both("/health"))
             for query in queries:
                 with self.subTest(query=query):

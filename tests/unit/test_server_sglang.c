@@ -280,6 +280,14 @@ static void our_own_ranks_cannot_be_redirected(void **state)
     web_stop(&web);
 }
 
+#define NO_OBJECT(text)                                                                          \
+    "{\"detail\":[{\"type\":\"dict_type\",\"loc\":[\"body\"],\"msg\":\"Input should be a valid " \
+    "dictionary\",\"input\":" text "}]}"
+#define NO_JSON(at, why)                                            \
+    "{\"detail\":[{\"type\":\"json_invalid\",\"loc\":[\"body\"," at \
+    "],\"msg\":\"JSON decode error\","                              \
+    "\"input\":{},\"ctx\":{\"error\":\"" why "\"}}]}"
+
 static void wrong_requests_are_answered_in_its_words(void **state)
 {
     const struct web_options options = {.nodes = &alone};
@@ -289,8 +297,16 @@ static void wrong_requests_are_answered_in_its_words(void **state)
     web_start(&web, &options);
     uint16_t port = nodes_bootstrap_port(web.nodes);
     put(port, "{}", 400, "{\"detail\":\"registration: \\\"tp_rank\\\" is missing\"}");
-    expect_at(port, "PUT /register_transfer_engine_info HTTP/1.1\r\n", NULL, 400,
-              "{\"detail\":\"registration: the text ends too early (byte 0)\"}");
+    expect_at(port, "PUT /register_transfer_engine_info HTTP/1.1\r\n", NULL, 422,
+              "{\"detail\":[{\"type\":\"missing\",\"loc\":[\"body\"],\"msg\":\"Field required\","
+              "\"input\":null}]}");
+    put(port, " [1, \"\\u00e9\"]", 422, NO_OBJECT(" [1, \"\\u00e9\"]"));
+    put(port, "null", 422, NO_OBJECT("null"));
+    put(port, "{\"tp_rank\":", 422, NO_JSON("11", "the text ends too early"));
+    put(port, "{\"tp_rank\":1}x", 422, NO_JSON("13", "text after the end of the JSON value"));
+    put(port, "\"\xff\"", 400, "{\"detail\":\"There was an error parsing the body\"}");
+    put(port, REGISTRATION("\"3\"", "h:1", "{}"), 400,
+        "{\"detail\":\"registration: expected a whole number from 0 to 2^64 - 1 (byte 11)\"}");
     put(port, REGISTRATION("7", "h", "{}"), 400,
         "{\"detail\":\"registration: the session id is not HOST:PORT (byte 53)\"}");
     expect(port, "/get_transfer_engine_info", 422,
@@ -299,8 +315,14 @@ static void wrong_requests_are_answered_in_its_words(void **state)
     expect(port, "/get_transfer_engine_info?rank=x", 422, NO_NUMBER("x"));
     expect(port, "/get_transfer_engine_info?rank=-1", 400,
            "{\"detail\":\"Invalid rank parameter\"}");
-    expect_words(port, "/v1/instance", 404, "PUT /register_transfer_engine_info");
-    expect_words(port, "/register_transfer_engine_info", 405, "allows PUT");
+    expect(port, "/get_transfer_engine_info?rank=9&rank=x", 422, NO_NUMBER("x"));
+    expect(port, "/get_transfer_engine_info?rank=x&rank=9", 404,
+           "{\"detail\":\"No transfer engine info for rank 9\"}");
+    expect(port, "/v1/instance", 404, "{\"detail\":\"Not Found\"}");
+    expect(port, "/register_transfer_engine_info", 405, "{\"detail\":\"Method Not Allowed\"}");
+    expect_at(port, "DELETE /health HTTP/1.1\r\n", NULL, 405,
+              "{\"detail\":\"Method Not Allowed\"}");
+    expect_at(port, "DELETE /x HTTP/1.1\r\n", NULL, 404, "{\"detail\":\"Not Found\"}");
     expect(port, "/health", 200, "OK");
     web_stop(&web);
 }
