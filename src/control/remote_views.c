@@ -625,9 +625,19 @@ static enum rf_code do_task(void *ctx, uint64_t index, struct rf_error *err)
 
 /* ---- filling, sealing ---- */
 
+/* Extents of all ranks are counted through: each rank has a whole number of them. */
+static uint64_t extents_of(const struct new_rank *rank)
+{
+    return (rank->own_bytes + VIEW_EXTENT_BYTES - 1) / VIEW_EXTENT_BYTES;
+}
+
 static enum rf_code populate_extent(void *ctx, uint64_t index, struct rf_error *err)
 {
-    const struct new_rank *rank = ctx;
+    const struct views *views = ctx;
+    const struct new_rank *rank = views->ranks;
+
+    for (; index >= extents_of(rank); rank++)
+        index -= extents_of(rank);
     uint64_t offset = index * VIEW_EXTENT_BYTES;
     uint64_t left = rank->own_bytes - offset;
 
@@ -638,14 +648,12 @@ static enum rf_code populate_extent(void *ctx, uint64_t index, struct rf_error *
 static enum rf_code populate(struct views *views, struct rf_error *err)
 {
     enum rf_code code = remote_refuse_large(views->remotes[0], views->own_bytes, err);
+    uint64_t extents = 0;
 
-    for (uint32_t i = 0; code == RF_OK && i < views->plan->rank_count; i++) {
-        struct new_rank *rank = &views->ranks[i];
-        uint64_t extents = (rank->own_bytes + VIEW_EXTENT_BYTES - 1) / VIEW_EXTENT_BYTES;
-
-        code = thread_parallel(thread_cpus(), extents, populate_extent, rank, err);
-    }
-    return code;
+    for (uint32_t i = 0; i < views->plan->rank_count; i++)
+        extents += extents_of(&views->ranks[i]);
+    return code == RF_OK ? thread_parallel(thread_cpus(), extents, populate_extent, views, err)
+                         : code;
 }
 
 /* Constants that are not zeros: those are there. */
