@@ -156,6 +156,9 @@ void netpair_leave(struct netpair *pair);
 /* The calling thread into a namespace by name. */
 enum rf_code namespace_enter(const char *name, struct rf_error *err);
 
+/* All of it into a file of a model. RF_E_SYS. */
+enum rf_code bench_write(int fd, const uint8_t *data, uint64_t bytes, struct rf_error *err);
+
 /* ---- the measurements ---- */
 
 enum rf_code bench_tcp_loopback(struct bench *bench, struct rf_error *err);

@@ -58,7 +58,7 @@ static enum rf_code model_header(uint64_t bytes, struct buf *out, struct rf_erro
     return code;
 }
 
-static enum rf_code put(int fd, const uint8_t *data, uint64_t bytes, struct rf_error *err)
+enum rf_code bench_write(int fd, const uint8_t *data, uint64_t bytes, struct rf_error *err)
 {
     while (bytes > 0) {
         ssize_t done = write(fd, data, bytes);
@@ -93,10 +93,10 @@ static enum rf_code model_create(const char *where, uint64_t bytes, struct model
     else if (piece == NULL)
         code = rf_fail(err, RF_E_NOMEM, "no memory");
     else
-        code = put(fd, header.data, header.bytes, err);
+        code = bench_write(fd, header.data, header.bytes, err);
     for (uint64_t at = 0; code == RF_OK && at < model.bytes; at += START_TENSOR_BYTES) {
         memset(piece, (int)(at >> 24), START_TENSOR_BYTES);
-        code = put(fd, piece, START_TENSOR_BYTES, err);
+        code = bench_write(fd, piece, START_TENSOR_BYTES, err);
     }
     *ret_model = model;
     return code;

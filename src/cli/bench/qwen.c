@@ -6,7 +6,6 @@
 #include "cli/bench/bench.h"
 #include "format/safetensors.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -137,21 +136,6 @@ static void choose(uint64_t bytes, struct qwen *qwen)
     qwen->row_bytes = qwen->layers * row_bytes;
 }
 
-static enum rf_code put(int fd, const uint8_t *data, uint64_t bytes, struct rf_error *err)
-{
-    while (bytes > 0) {
-        ssize_t done = write(fd, data, bytes);
-
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done < 0)
-            return rf_fail_sys(err, "write the model for the benchmark");
-        data += done;
-        bytes -= (uint64_t)done;
-    }
-    return RF_OK;
-}
-
 static int create_file(const struct qwen *qwen, const char *name, struct rf_error *err)
 {
     char path[300];
@@ -181,7 +165,7 @@ static enum rf_code write_config(const struct qwen *qwen, struct rf_error *err)
                qwen->head_dim, qwen->vocab);
     if (text.failed)
         return rf_fail(err, RF_E_NOMEM, "no memory for a config.json");
-    return put(fd, text.data, text.bytes, err);
+    return bench_write(fd, text.data, text.bytes, err);
 }
 
 static enum rf_code write_weights(const struct qwen *qwen, struct rf_error *err)
@@ -200,15 +184,15 @@ static enum rf_code write_weights(const struct qwen *qwen, struct rf_error *err)
     free(tensors.matrices);
     free(tensors.tensors);
     if (code == RF_OK)
-        code = put(fd, header.data, header.bytes, err);
+        code = bench_write(fd, header.data, header.bytes, err);
     for (size_t i = 0; code == RF_OK && i < QWEN_PIECE_BYTES / sizeof(*piece); i++)
         piece[i] = rand_next(&seq);
     for (uint64_t at = 0; code == RF_OK && at < qwen->bytes; at += QWEN_PIECE_BYTES) {
         uint64_t left = qwen->bytes - at;
 
         piece[0] = at; /* no two pieces are the same */
-        code =
-            put(fd, (const uint8_t *)piece, left < QWEN_PIECE_BYTES ? left : QWEN_PIECE_BYTES, err);
+        code = bench_write(fd, (const uint8_t *)piece,
+                           left < QWEN_PIECE_BYTES ? left : QWEN_PIECE_BYTES, err);
     }
     /* Or it would be written while something is timed. */
     if (code == RF_OK && fdatasync(fd) != 0)
