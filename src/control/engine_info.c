@@ -95,6 +95,13 @@ void engine_info_tensors(const struct manifest_rank *rank, uint64_t base, struct
     buf_append(out, "}", 1);
 }
 
+void engine_info_begin(uint64_t rank, const char *session, struct buf *out)
+{
+    buf_printf(out, "\"rank\":%" PRIu64 ",\"remote_instance_transfer_engine_info\":[", rank);
+    buf_json_string(out, session, strlen(session));
+    buf_append(out, ",", 1);
+}
+
 uint32_t engine_info_find_rank(const struct manifest *manifest, uint64_t tp_rank)
 {
     for (uint32_t i = 0; i < manifest->rank_count; i++) {

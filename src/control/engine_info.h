@@ -21,6 +21,10 @@ enum {
  * base: the address of byte 0 of the rank's stream. out->failed when out of memory. */
 void engine_info_tensors(const struct manifest_rank *rank, uint64_t base, struct buf *out);
 
+/* Appends the members that begin an answer about a rank, "rank":N and the session in the list of
+ * "remote_instance_transfer_engine_info", up to where the tensors go. */
+void engine_info_begin(uint64_t rank, const char *session, struct buf *out);
+
 /* The rank of a manifest that is SGLang's tensor-parallel rank: of the model itself, no draft, in
  * the first stage. MANIFEST_NONE if it is not among them. */
 uint32_t engine_info_find_rank(const struct manifest *manifest, uint64_t tp_rank);

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "control/nodes_internal.h"
+#include "control/seed_url.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -124,6 +125,14 @@ enum rf_code nodes_own(struct nodes *nodes, uint64_t rank, struct info_found *re
     snprintf(ret_found->session, sizeof ret_found->session, "%s", endpoint->address);
     ret_found->tensors = tensors;
     return RF_OK;
+}
+
+void nodes_session(const struct info_found *found, const char *host,
+                   char out[ENGINE_INFO_SESSION_BYTES])
+{
+    if (host == NULL ||
+        !seed_url_replace_wildcard(found->session, host, out, ENGINE_INFO_SESSION_BYTES))
+        memcpy(out, found->session, ENGINE_INFO_SESSION_BYTES);
 }
 
 /* ---- of others ---- */

@@ -86,6 +86,9 @@ void nodes_name(const struct nodes *nodes, uint32_t node, char out[ENGINE_INFO_R
  * is not offered, or not a rank of ours. */
 enum rf_code nodes_own(struct nodes *nodes, uint64_t rank, struct info_found *ret_found,
                        struct rf_error *err);
+/* Where readers find it who reach us at `host` (NULL: not known): a wildcard is replaced. */
+void nodes_session(const struct info_found *found, const char *host,
+                   char out[ENGINE_INFO_SESSION_BYTES]);
 /* Any rank, ours first. With `ask` its node is asked if need be: RF_AGAIN, then
  * nodes_settled() will say when to come again. RF_E_UNSUPPORTED: nobody knows it. */
 enum rf_code nodes_find(struct nodes *nodes, uint64_t rank, bool ask, struct info_found *ret_found,

@@ -159,15 +159,10 @@ static void put_success(const struct nodes *nodes, uint64_t rank, const struct i
 {
     char session[ENGINE_INFO_SESSION_BYTES];
 
-    if (nodes->hosts == NULL ||
-        !seed_url_replace_wildcard(found->session, nodes->hosts[nodes->options.node_rank], session,
-                                   sizeof session))
-        memcpy(session, found->session, sizeof session);
-    buf_printf(out,
-               "{\"success\":true,\"rank\":%" PRIu64 ",\"remote_instance_transfer_engine_info\":[",
-               rank);
-    buf_json_string(out, session, strlen(session));
-    buf_append(out, ",", 1);
+    nodes_session(found, nodes->hosts != NULL ? nodes->hosts[nodes->options.node_rank] : NULL,
+                  session);
+    buf_printf(out, "{\"success\":true,");
+    engine_info_begin(rank, session, out);
     buf_append(out, found->tensors->bytes.data, found->tensors->bytes.bytes);
 }
 

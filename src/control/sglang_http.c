@@ -1,7 +1,5 @@
 #include "control/sglang_http.h"
 
-#include "control/seed_url.h"
-
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -96,12 +94,9 @@ void sglang_reply_info(struct request *request, struct reply *reply, uint64_t ra
     struct rf_error err;
     uint16_t port;
 
-    if (!route_local_host(request, host, &port) ||
-        !seed_url_replace_wildcard(found->session, host, session, sizeof session))
-        memcpy(session, found->session, sizeof session);
-    buf_printf(&text, "{\"rank\":%" PRIu64 ",\"remote_instance_transfer_engine_info\":[", rank);
-    buf_json_string(&text, session, strlen(session));
-    buf_append(&text, ",", 1);
+    nodes_session(found, route_local_host(request, host, &port) ? host : NULL, session);
+    buf_append(&text, "{", 1);
+    engine_info_begin(rank, session, &text);
     struct blob *head = blob_create(&text, &err);
     if (head == NULL) {
         blob_unref(found->tensors);
