@@ -48,21 +48,6 @@ static void say_needs(const struct serve_command *command, const struct load_nee
                     folder->weights_count == 1 ? "" : "s", parts, memory, available);
 }
 
-/* The name that the manifest will have, known before there is one. */
-static void model_name(const struct serve_command *command, char *out, size_t room)
-{
-    const char *path = command->model_path;
-    size_t bytes = strlen(path);
-
-    while (bytes > 1 && path[bytes - 1] == '/')
-        bytes--;
-    const char *base = memrchr(path, '/', bytes);
-    base = base != NULL && base + 1 < path + bytes ? base + 1 : path;
-    snprintf(out, room, "%.*s", (int)(path + bytes - base), base);
-    if (command->model_name != NULL)
-        snprintf(out, room, "%s", command->model_name);
-}
-
 /* Whoever starts a seed for SGLang's clients wants what they ask for: their layout, unless another
  * is named. A model that nobody wrote a plan for is served as it is, if it need not be cut. */
 static enum rf_code open_for_sglang(const struct serve_command *command,
@@ -113,7 +98,7 @@ static enum rf_code load_folder_open(const struct serve_command *command,
     if (code != RF_OK)
         return code;
     load_needs(load, &needs);
-    model_name(command, loaded->model, sizeof(loaded->model));
+    snprintf(loaded->model, sizeof(loaded->model), "%s", load_manifest(load)->model);
     say_needs(command, &needs, folder, load_manifest(load), loaded->model);
     progress_begin(loaded->model, needs.load_bytes);
     code = load_run(load, &loaded->store, err);
