@@ -153,19 +153,10 @@ static enum rf_code read_header(const struct folder_file *file, struct buf *out,
     if (to == NULL)
         return rf_fail(err, RF_E_NOMEM, "%s: no memory for its header of %" PRIu64 " bytes",
                        file->name, bytes);
-    for (uint64_t done = 0; done < bytes;) {
-        ssize_t got = pread(file->fd, to + done, bytes - done, (off_t)done);
-
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return rf_fail_sys(err, "read %s at %" PRIu64, file->name, done);
-        if (got == 0)
-            return rf_fail(err, RF_E_CHANGED, "%s: ends at byte %" PRIu64, file->name, done);
-        done += (uint64_t)got;
-    }
-    out->bytes += bytes;
-    return RF_OK;
+    enum rf_code code = model_folder_header(file, to, err);
+    if (code == RF_OK)
+        out->bytes += bytes;
+    return code;
 }
 
 enum rf_code sglang_folder_file(const struct sglang_folder *folder, uint32_t file, struct buf *out,

@@ -107,6 +107,27 @@ static enum rf_code read_file(const char *path, uint64_t max_bytes, char **ret_d
 
 /* ---- the weights ---- */
 
+enum rf_code model_folder_header(const struct folder_file *file, uint8_t *data,
+                                 struct rf_error *err)
+{
+    uint64_t bytes = file->header.data_offset;
+
+    for (uint64_t done = 0; done < bytes;) {
+        ssize_t got = pread(file->fd, data + done, bytes - done, (off_t)done);
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return rf_fail_sys(err, "read %s at %" PRIu64, file->name, done);
+        if (got == 0)
+            return rf_fail(err, RF_E_CHANGED,
+                           "%s: ends at byte %" PRIu64 ", its header goes to %" PRIu64, file->name,
+                           done, bytes);
+        done += (uint64_t)got;
+    }
+    return RF_OK;
+}
+
 static enum rf_code read_weights(void *ctx, uint64_t item, struct rf_error *err)
 {
     struct opening *opening = ctx;

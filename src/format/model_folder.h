@@ -53,6 +53,11 @@ void model_folder_close(struct model_folder *folder);
 enum rf_code model_folder_read(const struct model_folder *folder, const struct folder_file *file,
                                char **ret_data, size_t *ret_bytes, struct rf_error *err);
 
+/* A weight file's first header.data_offset bytes, its length and header, into data. Errors:
+ * RF_E_CHANGED (it is shorter by now), RF_E_SYS. Any thread. */
+enum rf_code model_folder_header(const struct folder_file *file, uint8_t *data,
+                                 struct rf_error *err);
+
 /* Whether a relative name from a peer or an index may be used as a path below a folder: parts
  * not empty, not "." or "..", no control characters, no backslash, valid UTF-8, at most
  * RF_MAX_NAME_BYTES, not absolute. */

@@ -16,25 +16,6 @@ enum { LOAD_NAME_BYTES = 256 };
 
 /* ---- headers and side files ---- */
 
-static enum rf_code read_exactly(const char *name, int fd, uint8_t *data, uint64_t bytes,
-                                 struct rf_error *err)
-{
-    for (uint64_t done = 0; done < bytes;) {
-        ssize_t got = pread(fd, data + done, bytes - done, (off_t)done);
-
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return rf_fail_sys(err, "read %s at %" PRIu64, name, done);
-        if (got == 0)
-            return rf_fail(err, RF_E_CHANGED,
-                           "%s: ends at byte %" PRIu64 ", its header goes to %" PRIu64, name, done,
-                           bytes);
-        done += (uint64_t)got;
-    }
-    return RF_OK;
-}
-
 /* A config that is not understood is a side file like any other as long as nothing is cut by it. */
 static enum rf_code read_config(struct load *load, const char *data, size_t bytes,
                                 struct rf_error *err)
@@ -74,7 +55,7 @@ static enum rf_code read_blob(struct load *load, uint32_t index, struct rf_error
     if (blob->data == NULL)
         return rf_fail(err, RF_E_NOMEM, "%s: no memory for its header of %" PRIu64 " bytes",
                        file->name, blob->bytes);
-    return read_exactly(file->name, file->fd, blob->data, blob->bytes, err);
+    return model_folder_header(file, blob->data, err);
 }
 
 static const char *folder_base_name(const char *path, char out[LOAD_NAME_BYTES])
