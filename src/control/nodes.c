@@ -26,7 +26,7 @@ uint32_t nodes_of_rank(const struct nodes *nodes, uint64_t rank)
 {
     if (nodes->ranks_per_node == 0 || rank / nodes->ranks_per_node >= nodes->options.node_count)
         return nodes->options.node_count;
-    return (uint32_t)(rank / nodes->ranks_per_node);
+    return node_of_rank(nodes->options.tp_size, nodes->options.node_count, (uint32_t)rank);
 }
 
 void nodes_name(const struct nodes *nodes, uint32_t node, char out[ENGINE_INFO_REASON_BYTES])
